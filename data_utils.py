@@ -1,0 +1,500 @@
+"""Tasks, reading, encoding, splits and batches.
+
+A task is one entry of TASKS. The official training split is divided into train and quiz, dev is the official validation
+split, test is unlabelled. Whatever cannot be read raises InputError, which names file:line, what was found and expected.
+"""
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+
+class InputError(Exception):
+    """What the user gave cannot be used. The message is one line: flag or file:line, found, expected, the way out."""
+
+
+# --- randomness -----------------------------------------------------------------------------------------------------
+
+def derive_seed(seed, *names):
+    """A 63-bit seed from `seed` and names, the same on every machine; different names are independent streams."""
+    return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:8], "big") >> 1
+
+
+def seeded_generator(seed, *names):
+    """A CPU generator of its own for what `names` says (a phase and a purpose), whatever ran before."""
+    return torch.Generator().manual_seed(derive_seed(seed, *names))
+
+
+# --- how inputs are built (METHOD.md rows 1 to 3, `paper`) -----------------------------------------------------------
+
+def mark(text, start, end, sign):
+    """`text` with characters start..end between two signs, spaced so that no tokenizer glues them to the word."""
+    return f"{text[:start]}{sign} {text[start:end]} {sign}{text[end:]}"
+
+
+def build_pair(first, second):
+    """Builder of the tasks whose two texts go in as they are."""
+    return lambda record, notes: [(record[first], record[second])]
+
+
+def build_copa(record, notes):
+    """Two inputs, one a choice: (premise and the question in words, choice)."""
+    questions = {"cause": "What was the cause?", "effect": "What happened as a result?"}
+    if record["question"] not in questions:
+        raise InputError(f"field question: {record['question']!r} found, expected 'cause' or 'effect'")
+    premise = f"{record['premise']} {questions[record['question']]}"
+    return [(premise, record["choice1"]), (premise, record["choice2"])]
+
+
+def build_wic(record, notes):
+    """(word: sentence1, sentence2), the target marked in both by its character positions."""
+    marked = []
+    for number in "12":
+        sentence, start, end = (record[f"{key}{number}"] for key in ("sentence", "start", "end"))
+        if not 0 <= start < end <= len(sentence):
+            raise InputError(f"fields start{number}, end{number}: {start}..{end} found, expected positions inside "
+                             f"sentence{number}, which has {len(sentence)} characters")
+        marked.append(mark(sentence, start, end, "*"))
+    return [(f"{record['word']}: {marked[0]}", marked[1])]
+
+
+def locate_span(text, index, span):
+    """Where `span` stands in `text`, given that it should begin at the word number `index`.
+
+    Returns (start, end, how): character positions and "exact" (the words from `index` on are the span), "loose" (they
+    are up to case, punctuation and white space), "moved" (found elsewhere, the nearest whole-word place) or "absent" (not in
+    the text: the one word at `index`).
+    """
+    words = [(match.start(), match.end()) for match in re.finditer(r"\S+", text)]
+    if not 0 <= index < len(words):
+        raise InputError(f"word index {index} found, expected 0 to {len(words) - 1} for a text of {len(words)} words")
+    parts = span.split()
+    here = words[index:index + len(parts)]
+    if [text[start:end] for start, end in here] == span.split(" "):
+        return here[0][0], here[-1][1], "exact"
+    core = span.strip().rstrip(".,;:!?")
+    if core:
+        pattern = r"(?<!\w)" + r"\s+".join(re.escape(part) for part in core.split()) + r"(?!\w)"
+        found = [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
+        if found:
+            start, end = min(found, key=lambda place: abs(place[0] - words[index][0]))
+            inside = words[index][0] <= start < words[index][1]
+            return start, end, "loose" if inside else "moved"
+    return *words[index], "absent"
+
+
+def build_wsc(record, notes):
+    """(text with the noun in * * and the pronoun in # #, the noun)."""
+    text, places = record["text"], []
+    for number, sign in (("1", "*"), ("2", "#")):
+        try:
+            start, end, how = locate_span(text, record[f"span{number}_index"], record[f"span{number}_text"])
+        except InputError as error:
+            raise InputError(f"field span{number}_index: {error}") from None
+        notes[how] += 1
+        places.append((start, end, sign))
+    for start, end, sign in sorted(places, reverse=True):  # from the back, so that earlier positions stay true
+        text = mark(text, start, end, sign)
+    return [(text, record["span1_text"])]
+
+
+# --- the task table --------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Task:
+    """One task. A new one is one more entry of TASKS.
+
+    fields: name -> type, in the order of the released code's .tsv columns. labels: values in the files, class number =
+    position. answers: the same values as the leaderboard wants them. build(record, notes) gives the (text, second text)
+    pairs, one a choice, and may count things to report in notes. metrics: the first one selects.
+    """
+    name: str
+    fields: dict
+    labels: tuple
+    answers: tuple
+    build: Callable
+    kind: str = "classification"  # or "multiple_choice": one row a choice, softmax over the choices
+    metrics: tuple = ("accuracy",)
+
+    @property
+    def rows(self):
+        """Encoder inputs per example."""
+        return len(self.labels) if self.kind == "multiple_choice" else 1
+
+    @property
+    def outputs(self):
+        """Width of the task's linear head."""
+        return 1 if self.kind == "multiple_choice" else len(self.labels)
+
+
+TASKS = {task.name: task for task in (
+    Task("BoolQ", {"question": str, "passage": str}, (False, True), ("false", "true"), build_pair("question", "passage")),
+    Task("CB", {"premise": str, "hypothesis": str}, *[("entailment", "contradiction", "neutral")] * 2,
+         build_pair("premise", "hypothesis"), metrics=("accuracy", "f1")),
+    Task("COPA", {"premise": str, "choice1": str, "choice2": str, "question": str}, (0, 1), (0, 1), build_copa,
+         kind="multiple_choice"),
+    Task("RTE", {"premise": str, "hypothesis": str}, *[("entailment", "not_entailment")] * 2,
+         build_pair("premise", "hypothesis")),
+    Task("WiC", {"word": str, "sentence1": str, "sentence2": str, "start1": int, "start2": int, "end1": int, "end2": int},
+         (False, True), ("false", "true"), build_wic),
+    Task("WSC", {"text": str, "span1_index": int, "span2_index": int, "span1_text": str, "span2_text": str},
+         (False, True), ("False", "True"), build_wsc),
+)}
+
+
+def find_task(name, flag="--task"):
+    """The table's entry for `name` in any case."""
+    for task in TASKS.values():
+        if task.name.lower() == name.lower():
+            return task
+    raise InputError(f"{flag}: {name!r} found, expected one of {', '.join(TASKS)}")
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+@dataclass
+class Example:
+    """One example: pairs (one a choice), label (class number, -1: not given), idx as in the data, where (file:line), and
+    what its builder counted."""
+    idx: object
+    pairs: list
+    label: int
+    where: str
+    notes: Counter
+
+
+def open_lines(path):
+    """The lines of a UTF-8 text file without their ends; InputError at the first line that is not UTF-8."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            line = line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path}:{number}: byte {error.start} is not UTF-8; convert the file to UTF-8") from None
+        yield number, line
+
+
+def read_jsonl(path, task):
+    """(where, record) of each line; nested objects are flattened (WSC's `target`)."""
+    for number, line in open_lines(path):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{where}: not JSON ({error.msg}, column {error.colno}); expected one object a line") from None
+        if not isinstance(record, dict):
+            raise InputError(f"{where}: {type(record).__name__} found, expected a JSON object")
+        for value in [value for value in record.values() if isinstance(value, dict)]:
+            record = {**record, **value}
+        yield where, record
+
+
+def read_tsv(path, task):
+    """(where, record) of each row of the released code's layout: header, id, fields in the table's order, label.
+    Quotes are literal; a file without the label column is unlabelled."""
+    width = len(task.fields)
+    for number, line in open_lines(path):
+        if number == 1 or not line.strip():
+            continue
+        cells = line.split("\t")
+        if len(cells) not in (width + 1, width + 2):
+            raise InputError(f"{path}:{number}: {len(cells)} columns found, expected {width + 2}: id, "
+                             f"{', '.join(task.fields)}, label")
+        record = dict(zip(("idx", *task.fields, "label"), cells))
+        if re.fullmatch(r"-?\d+", record["idx"]):
+            record["idx"] = int(record["idx"])
+        yield f"{path}:{number}", record
+
+
+def parse_field(record, name, kind, where):
+    """The value of a field as `kind`; whole numbers may come as text."""
+    if name not in record or record[name] is None:
+        raise InputError(f"{where}: field {name!r} missing, expected fields {', '.join(map(str, record))} and {name}")
+    value = record[name]
+    if kind is int and isinstance(value, str) and re.fullmatch(r"-?\d+", value.strip()):
+        value = int(value)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        expected = "text" if kind is str else "a whole number"
+        raise InputError(f"{where}: field {name!r}: {value!r} found, expected {expected}")
+    return value
+
+
+def parse_label(value, task, where, as_class_number=False):
+    """The class number of a label as it stands in a file; -1 where it is not given (missing, empty or -1)."""
+    if value is None or str(value).strip() in ("", "-1"):
+        return -1
+    spellings = {str(label).lower(): number for number, label in enumerate(task.labels)}
+    if as_class_number or set(task.labels) == {False, True}:
+        spellings |= {str(number): number for number in range(len(task.labels))}
+    number = spellings.get(str(value).strip().lower())
+    if number is None:
+        raise InputError(f"{where}: label {value!r} found, expected one of {', '.join(map(str, task.labels))}")
+    return number
+
+
+def build_examples(task, records, source, as_class_number=False):
+    """The Examples of a split: records checked and turned into texts. Refuses duplicate idx, half-labelled and empty splits."""
+    examples, first_place = [], {}
+    for where, record in records:
+        values = {name: parse_field(record, name, kind, where) for name, kind in task.fields.items()}
+        if not isinstance(record.get("idx"), (int, str)) or isinstance(record["idx"], bool):
+            raise InputError(f"{where}: field 'idx': {record.get('idx')!r} found, expected a number or text that names the example")
+        if record["idx"] in first_place:
+            raise InputError(f"{where}: idx {record['idx']!r} stands already at {first_place[record['idx']]}; every "
+                             "example of a split needs its own")
+        first_place[record["idx"]] = where
+        notes = Counter()
+        try:
+            pairs = task.build(values, notes)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        label = parse_label(record.get("label"), task, where, as_class_number)
+        examples.append(Example(record["idx"], pairs, label, where, notes))
+    if not examples:
+        raise InputError(f"{source}: no examples found, expected at least one")
+    bare = [example for example in examples if example.label < 0]
+    if bare and len(bare) < len(examples):
+        raise InputError(f"{bare[0].where}: no label, but {len(examples) - len(bare)} other examples of this split have one; "
+                         "give all of them labels or none")
+    return examples
+
+
+def task_folder(data_dir, task):
+    """The folder of `task` below data_dir, its name in any case; None where there is none."""
+    folders = sorted(path for path in Path(data_dir).iterdir() if path.is_dir() and path.name.lower() == task.name.lower())
+    return next((path for path in folders if path.name == task.name), folders[0] if folders else None)
+
+
+LAYOUTS = (("jsonl", read_jsonl, {"train": "train.jsonl", "dev": "val.jsonl", "test": "test.jsonl"}),
+           ("tsv", read_tsv, {"train": "train.tsv", "quiz": "held.tsv", "dev": "dev.tsv", "test": "test.tsv"}))
+
+
+def read_task(task, data_dir, parts):
+    """{split: Examples} of those `parts` (train, quiz, dev, test) that data_dir has, from any of the three layouts.
+
+    train must be there, and dev where it is asked for; test and the released layout's quiz (held.tsv) are optional.
+    """
+    if data_dir == "hub":
+        return read_hub(task, parts)
+    folder = task_folder(data_dir, task)
+    if folder is None:
+        raise InputError(f"--data_dir {data_dir}: no folder {task.name} found, expected {task.name}/train.jsonl (official layout) "
+                         f"or {task.name}/train.tsv; give the folder that holds the task folders")
+    for _, read, names in LAYOUTS:
+        if (folder / names["train"]).is_file():
+            break
+    else:
+        raise InputError(f"{folder}: neither train.jsonl nor train.tsv found; put the files of {task.name} there")
+    splits = {}
+    for part in parts:
+        path = folder / names[part] if part in names else None
+        if path is not None and path.is_file():
+            splits[part] = build_examples(task, read(path, task), path)
+        elif part == "dev":
+            raise InputError(f"{path}: no such file, expected the labelled validation split of {task.name}")
+    return splits
+
+
+def read_hub(task, parts):
+    """read_task for `--data_dir hub`: aps/super_glue through `datasets`, from its cache when offline."""
+    from datasets import load_dataset
+    from datasets.utils.logging import set_verbosity_error
+    set_verbosity_error()
+    config = task.name.lower()
+    try:
+        try:
+            data = load_dataset("aps/super_glue", config)
+        except RuntimeError:  # a repository that still has a loading script: its script-free conversion
+            data = load_dataset("aps/super_glue", config, revision="refs/convert/parquet")
+    except Exception as error:  # whatever datasets, the hub client or the network raised: one line, one way out
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--data_dir hub: aps/super_glue {config} could not be loaded ({type(error).__name__}: {reason}); connect "
+                         "once to fill the cache, or give a folder with the official files") from None
+    names = {"train": "train", "dev": "validation", "test": "test"}
+    return {part: build_examples(task, ((f"aps/super_glue/{config}/{names[part]}:{number}", row)
+                                        for number, row in enumerate(data[names[part]], 1)),
+                                 f"aps/super_glue/{config}/{names[part]}", as_class_number=True)
+            for part in parts if part in names and names[part] in data}
+
+
+def curriculum_tasks(names, main_task, data_dir):
+    """The curriculum's tasks in the table's order, the main task among them: those named, else those in data_dir."""
+    if data_dir != "hub" and not Path(data_dir).is_dir():
+        raise InputError(f"--data_dir {data_dir}: no such folder; expected a folder that holds {main_task.name}/")
+    if names:
+        wanted = {find_task(name, "--tasks").name for name in names}
+    else:
+        wanted = {task.name for task in TASKS.values() if data_dir == "hub" or task_folder(data_dir, task)}
+    wanted.add(main_task.name)
+    return [task for task in TASKS.values() if task.name in wanted]
+
+
+# --- train and quiz ----------------------------------------------------------------------------------------------------
+
+def split_train_quiz(task_name, idx, labels, split_seed):
+    """Positions (train, quiz) of a 9:1 split, stratified by label; both in the data's order.
+
+    Within a label, examples are ranked by a hash of (seed, task, idx): the same on every machine and with every library
+    version, whatever the order of the file. The tenth of a label is rounded by largest remainder, so that quiz as a whole
+    has round(n / 10) examples.
+    """
+    rank = [hashlib.sha256(repr((split_seed, task_name, number)).encode()).digest() for number in idx]
+    counts = Counter(labels)
+    quota = {label: count // 10 for label, count in counts.items()}
+    left = (sum(counts.values()) + 5) // 10 - sum(quota.values())
+    for label in sorted(counts, key=lambda label: (-(counts[label] % 10), label))[:left]:
+        quota[label] += 1
+    quiz = set()
+    for label in counts:
+        members = sorted((number for number, value in enumerate(labels) if value == label), key=rank.__getitem__)
+        quiz.update(members[:quota[label]])
+    return [n for n in range(len(idx)) if n not in quiz], sorted(quiz)
+
+
+# --- encoded splits and batches ----------------------------------------------------------------------------------------
+
+@dataclass
+class Batch:
+    """input_ids, attention_mask, token_type_ids (or None): (batch * choices, longest); labels: (batch)."""
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    token_type_ids: torch.Tensor | None
+    labels: torch.Tensor
+
+
+@dataclass
+class Split:
+    """A tokenised split: the rows' token ids end to end in one int32 array; row r is input_ids[offsets[r]:offsets[r + 1]].
+
+    labels: (examples) int64, -1 where not given. checksum: of texts, labels and idx, before the tokenizer.
+    """
+    task: Task
+    name: str
+    idx: list
+    where: list
+    labels: torch.Tensor
+    input_ids: np.ndarray
+    token_type_ids: np.ndarray | None
+    offsets: np.ndarray
+    pad_ids: tuple
+    truncated: int
+    checksum: str
+    notes: dict
+
+    def __len__(self):
+        return len(self.idx)
+
+    @property
+    def labelled(self):
+        return bool((self.labels >= 0).all())
+
+    def lengths(self):
+        """(examples) int64: tokens of each example's longest row."""
+        return np.diff(self.offsets).reshape(len(self), self.task.rows).max(axis=1)
+
+    def rows(self, indices):
+        """The row numbers of examples, an example's choices side by side: (len(indices) * choices)."""
+        return (np.asarray(indices)[:, None] * self.task.rows + np.arange(self.task.rows)).reshape(-1)
+
+    def batch(self, indices, device="cpu"):
+        """The Batch of these examples, padded on the right to their longest row."""
+        rows = self.rows(indices)
+        starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        inside = np.arange(lengths.max()) < lengths[:, None]                       # (rows, longest)
+        places = np.where(inside, starts[:, None] + np.arange(lengths.max()), 0)
+
+        def padded(flat, pad):
+            return torch.from_numpy(np.where(inside, flat[places], pad).astype(np.int64)).to(device)
+
+        types = None if self.token_type_ids is None else padded(self.token_type_ids, self.pad_ids[1])
+        return Batch(padded(self.input_ids, self.pad_ids[0]), torch.from_numpy(inside.astype(np.int64)).to(device), types,
+                     self.labels[np.asarray(indices)].to(device))
+
+    def summary(self):
+        """What args and results say of the split."""
+        return {"examples": len(self), "truncated": self.truncated, "labelled": self.labelled, "sha256": self.checksum,
+                **({"spans": self.notes} if self.notes else {})}
+
+
+def checksum_examples(task, examples):
+    """sha256 over task, idx, texts and labels of examples, in order."""
+    content = [[task.name, task.kind, list(map(str, task.labels))]]
+    content += [[example.idx, example.pairs, example.label] for example in examples]
+    return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
+
+
+def encode_split(task, name, examples, tokenizer, max_seq_length):
+    """Tokenise examples once. Longer rows are cut, the longer text first (METHOD.md row 7); the cut examples are counted."""
+    pairs = [pair for example in examples for pair in example.pairs]
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    encoded = tokenizer(first, second, truncation=False, verbose=False)
+    ids, types = encoded["input_ids"], encoded.get("token_type_ids")
+    long = [row for row, tokens in enumerate(ids) if len(tokens) > max_seq_length]
+    if long:
+        cut = tokenizer([first[row] for row in long], [second[row] for row in long], truncation="longest_first",
+                        max_length=max_seq_length)
+        for place, row in enumerate(long):
+            ids[row] = cut["input_ids"][place]
+            if types is not None:
+                types[row] = cut["token_type_ids"][place]
+    offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in ids])])
+    return Split(task=task, name=name, idx=[example.idx for example in examples], where=[example.where for example in examples],
+                 labels=torch.tensor([example.label for example in examples]),
+                 input_ids=np.concatenate(ids).astype(np.int32),
+                 token_type_ids=None if types is None else np.concatenate(types).astype(np.int8),
+                 offsets=offsets, pad_ids=(tokenizer.pad_token_id, getattr(tokenizer, "pad_token_type_id", 0)),
+                 truncated=len({row // task.rows for row in long}), checksum=checksum_examples(task, examples),
+                 notes=dict(sorted(sum((example.notes for example in examples), Counter()).items())))
+
+
+def load_task(task, data_dir, tokenizer, max_seq_length, split_seed, quiz_batch_size, parts=("train", "quiz", "dev", "test")):
+    """{split name: Split} of a task: those `parts` that there are; train and quiz must be labelled, and quiz fill a batch."""
+    examples = read_task(task, data_dir, [part for part in ("train", "quiz", "dev", "test") if part in parts or part == "train"])
+    source = examples["train"][0].where.rsplit(":", 1)[0]
+    if examples["train"][0].label < 0:
+        raise InputError(f"{source}: no labels found, expected every training example to have one")
+    if "quiz" not in examples:
+        whole = examples["train"]
+        train, quiz = split_train_quiz(task.name, [e.idx for e in whole], [e.label for e in whole], split_seed)
+        examples |= {"train": [whole[n] for n in train], "quiz": [whole[n] for n in quiz]}
+    if len(examples["quiz"]) < quiz_batch_size:
+        raise InputError(f"--val_dataloader_size {quiz_batch_size}: {task.name} has {len(examples['quiz'])} quiz examples (from "
+                         f"{source}), expected at least one whole batch; lower it or leave {task.name} out of --tasks")
+    if not examples["train"]:
+        raise InputError(f"{source}: no examples left for train; expected at least two")
+    return {name: encode_split(task, name, examples[name], tokenizer, max_seq_length)
+            for name in parts if name in examples}
+
+
+def load_data(args, main_task, tasks, tokenizer):
+    """(splits of the main task by name, {curriculum task: its quiz Split} in the order of `tasks`)."""
+    read = [load_task(task, args.data_dir, tokenizer, args.max_seq_length, args.split_seed, args.val_dataloader_size,
+                      *([] if task is main_task else [("quiz",)])) for task in tasks]
+    data = read[tasks.index(main_task)]
+    return data, {task.name: splits["quiz"] for task, splits in zip(tasks, read)}
+
+
+def check_selection(select_on, data):
+    """InputError unless the split that selects has labels."""
+    if not data[select_on].labelled:
+        raise InputError(f"--select_on {select_on}: {data[select_on].where[0]} has no label; expected a labelled {select_on} split, "
+                         "or --select_on quiz")
+
+
+def shuffled_batches(size, batch_size, generator):
+    """One pass over `size` examples in an order drawn from generator: a list of arrays of indices, the last one shorter."""
+    order = torch.randperm(size, generator=generator).numpy()
+    return [order[start:start + batch_size] for start in range(0, size, batch_size)]
+
+
+def batches_by_length(split, batch_size):
+    """One pass in order of length, for work whose result does not hang on the order: little padding."""
+    order = np.argsort(-split.lengths(), kind="stable")
+    return [order[start:start + batch_size] for start in range(0, len(order), batch_size)]

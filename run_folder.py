@@ -1,0 +1,357 @@
+"""What a run leaves on disk: its folder, and the finished phases that runs share.
+
+A phase's artefact is named by its identity, a hash over all that its result depends on and nothing else. Everything is
+written to a new name and renamed when whole, so that what stands under its final name is complete.
+"""
+import ast
+import hashlib
+import json
+import logging
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tqdm import tqdm
+
+import data_utils
+from arguments import NOT_PART_OF_THE_RUN, PHASES, loss_name
+from data_utils import InputError
+from metrics import score, write_predictions
+from models import save_model
+
+PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scikit-learn", "safetensors")
+HERE = Path(data_utils.__file__).parent
+
+
+def write_json(path, content):
+    """Write content as JSON under a new name, then rename: the file is whole or not there."""
+    part = Path(f"{path}.part")
+    part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+# --- the run folder ------------------------------------------------------------------------------------------------------
+
+def resolved(args):
+    """The arguments as args.json holds them."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())}
+
+
+def finished_result(args):
+    """The result of a finished run in --output_dir with these arguments, or None if there is something left to do.
+    InputError if the folder holds another run, or something else."""
+    folder = args.output_dir
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if not (folder / "args.json").is_file():
+        raise InputError(f"--output_dir {folder}: it exists and is no run folder (no args.json); give another one")
+    before, now = json.loads((folder / "args.json").read_text(encoding="utf-8")), resolved(args)
+    differ = [f"--{name} {before.get(name)!r} there, {now.get(name)!r} now" for name in sorted(before | now)
+              if name not in NOT_PART_OF_THE_RUN and before.get(name) != now.get(name)]
+    if differ:
+        raise InputError(f"--output_dir {folder}: holds a run with other arguments ({'; '.join(differ)}); give another folder, or the "
+                         "arguments that it was started with")
+    if not (folder / "result.json").is_file():
+        return None
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    order = (*PHASES, None)  # None: the whole run
+    return result if order.index(result["stopped_after"]) >= order.index(args.stop_after) else None
+
+
+def environment():
+    """Versions, machine and, when there is one, git commit."""
+    def git(*words):
+        try:
+            return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True, check=True).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    commit = git("rev-parse", "HEAD")
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}, "platform": platform.platform(),
+            "cpu_threads": torch.get_num_threads(), "gpu": gpu, "git_commit": commit,
+            "git_changes": bool(git("status", "--porcelain")) if commit else None, "command": sys.argv,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+
+
+def peak_memory_bytes():
+    """Largest memory of this process so far: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class ScreenHandler(logging.Handler):
+    """Lines on the screen that do not tear a progress bar."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class RunFolder:
+    """Opens --output_dir and writes what happens into it: log.txt, metrics.jsonl, trajectories.jsonl; result.json last."""
+
+    def __init__(self, args, task, data, quiz, checkpoints):
+        self.args, self.task, self.data, self.path = args, task, data, args.output_dir
+        self.rows, self.seconds = {}, {}
+        self.tracker = open_tracker(args)
+        self.path.mkdir(parents=True, exist_ok=True)
+        for name in ("result.json", "metrics.jsonl", "trajectories.jsonl"):
+            (self.path / name).unlink(missing_ok=True)
+        write_json(self.path / "args.json", resolved(args))
+        write_json(self.path / "environment.json", environment())
+        self.data_summary = {**{f"{task.name}/{name}": split.summary() for name, split in data.items()},
+                             **{f"{name}/quiz": split.summary() for name, split in quiz.items()}}
+        write_json(self.path / "data.json", self.data_summary)
+        self.logger = logging.getLogger("mpdistil")
+        self.logger.setLevel(logging.DEBUG)
+        self.logger.propagate = False
+        screen, file = ScreenHandler(logging.INFO), logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self.logger.handlers = [screen, file]
+        self.metrics = open(self.path / "metrics.jsonl", "w", encoding="utf-8")
+        self.trajectories = open(self.path / "trajectories.jsonl", "w", encoding="utf-8")
+        self.phase_lines = None
+        self.say(f"main task {task.name}; curriculum tasks found in {args.data_dir}: {', '.join(quiz)}")
+        for name, figures in self.data_summary.items():
+            spans = figures.get("spans")
+            self.say(f"{name}: {figures['examples']} examples, {figures['truncated']} truncated, sha256 {figures['sha256'][:16]}"
+                     + (f", spans located: {', '.join(f'{count} {how}' for how, count in spans.items())}" if spans else ""))
+        for flag, folder, sha256 in (("teacher", checkpoints.teacher, checkpoints.teacher_sha256),
+                                     ("student", checkpoints.student, checkpoints.student_sha256)):
+            self.say(f"--{flag}_model {folder}, sha256 {sha256[:16]}")
+
+    def say(self, text):
+        """A line on the screen and in log.txt."""
+        self.logger.info(text)
+
+    def event(self, **values):
+        """One line of metrics.jsonl, one of log.txt, and the tracker if there is one."""
+        line = json.dumps(values) + "\n"
+        self.metrics.write(line)
+        self.metrics.flush()
+        if self.phase_lines is not None:
+            self.phase_lines.append(line)
+        kind = "epoch" if "epoch" in values else "episode"
+        number = values[kind]
+        scores = "  ".join(f"{split} {figures['correct']}/{figures['total']}" for split, figures in values["scores"].items())
+        parts = "  ".join(f"{name} {values[name]:.4f}" for name in ("loss", "reward", "entropy", "gradient_norm") if name in values)
+        loud = kind == "epoch" or values["best"] or number % 20 == 0
+        self.logger.log(logging.INFO if loud else logging.DEBUG,
+                        f"{values['phase']} {kind} {number}: {parts}  {scores}{'  best' if values['best'] else ''}")
+        if self.tracker:
+            flat = {f"{values['phase']}/{name}": value for name, value in values.items() if isinstance(value, float)}
+            flat |= {f"{values['phase']}/{split}/{name}": value for split, figures in values["scores"].items()
+                     for name, value in figures.items()}
+            self.tracker(flat, number)
+
+    def trajectory(self, **values):
+        """One line of trajectories.jsonl."""
+        self.trajectories.write(json.dumps(values) + "\n")
+        self.trajectories.flush()
+
+    @contextmanager
+    def progress(self, phase, total):
+        """A bar over the steps of a phase; on a terminal only, log lines say the same elsewhere."""
+        with tqdm(total=total, desc=phase, disable=None, leave=False, dynamic_ncols=True) as bar:
+            yield bar
+
+    def replay(self, lines):
+        """Take over the events of a phase that was computed by another run."""
+        self.metrics.writelines(lines)
+        self.metrics.flush()
+
+    @contextmanager
+    def timed(self, phase):
+        """Seconds of what happens inside, for result.json."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = round(time.perf_counter() - start, 2)
+
+    def add_row(self, name, store, phase, predict):
+        """A row from a finished phase: predictions of dev and test, scored where labelled."""
+        predictions = {split: store.predictions(phase, self.data[split], predict) for split in ("dev", "test") if split in self.data}
+        self.seconds[name] = phase.seconds
+        self.write_row(name, predictions, {"epoch": phase.best["epoch"]})
+
+    def add_final_row(self, best, predict):
+        """The row of phase 4."""
+        name = "no_curriculum" if self.args.curriculum == "main_task" else "mpdistil"
+        predictions = {split: predict(self.data[split]).argmax(-1).tolist() for split in ("dev", "test") if split in self.data}
+        self.write_row(name, predictions, {"episode": best.index})
+
+    def write_row(self, name, predictions, when):
+        for split, answers in predictions.items():
+            path = self.path / "predictions" / name / split / f"{self.task.name}.jsonl"
+            write_predictions(path, self.task, self.data[split].idx, answers)
+        dev = self.data["dev"]
+        self.rows[name] = {"dev": {**score(self.task, predictions["dev"], dev.labels), **when} if dev.labelled else None}
+
+    def save_student(self, student, policy, names, tokenizer):
+        """models/student, which AutoModel loads, and models/policy.safetensors, whose actions are `names` in order."""
+        save_model(student, self.path / "models" / "student", names, tokenizer)
+        save_file({name: value.detach().cpu() for name, value in policy.state_dict().items()}, self.path / "models" / "policy.safetensors",
+                  metadata={"actions": " ".join(names)})
+
+    def finish(self, store):
+        """Write where the phases lie and, last, result.json; say the rows. Returns exit code 0."""
+        self.metrics.close()
+        self.trajectories.close()
+        args = self.args
+        phases = {name: {"identity": phase.identity, "folder": os.path.relpath(phase.folder, self.path), "best": phase.best,
+                         "reused": phase.reused} for name, phase in store.done.items()}
+        result = {"task": self.task.name, "protocol": args.protocol, "loss": loss_name(args), "reward": args.reward_function,
+                  "curriculum": args.curriculum, "seed": args.seed, "teacher_model": args.teacher_model,
+                  "student_model": args.student_model, "nlayers": args.nlayers, "select_on": args.select_on, "rows": self.rows,
+                  "seconds": self.seconds, "peak_memory_bytes": peak_memory_bytes(),
+                  "reused": [name for name, phase in store.done.items() if phase.reused], "phases": phases, "data": self.data_summary,
+                  "stopped_after": args.stop_after}
+        (self.path / "models").mkdir(exist_ok=True)
+        write_json(self.path / "models" / "phases.json", phases)
+        write_json(self.path / "result.json", result)
+        say_result(result, self.path, self.say)
+        return 0
+
+
+def say_result(result, folder, say):
+    """The table of rows with counts, and where everything lies."""
+    say(f"{result['task']}, protocol {result['protocol']}, loss {result['loss']}, reward {result['reward']}, curriculum "
+        f"{result['curriculum']}, seed {result['seed']}; dev:")
+    for name, row in result["rows"].items():
+        dev = row["dev"]
+        if dev is None:
+            say(f"  {name:<14} not scored: dev has no labels")
+            continue
+        f1 = f"  macro-F1 {100 * dev['f1']:.1f}" if "f1" in dev else ""
+        when = f"epoch {dev['epoch']}" if "epoch" in dev else f"episode {dev['episode']}"
+        reused = "  reused" if name in result["reused"] else ""
+        say(f"  {name:<14} {dev['correct']:>5}/{dev['total']:<5} {100 * dev['accuracy']:5.1f}{f1}  {when}"
+            f"  {result['seconds'].get(name, result['seconds'].get('mpdistil', 0)):.0f} s{reused}")
+    say(f"result.json, metrics.jsonl, predictions/ and models/ are in {folder}")
+
+
+def open_tracker(args):
+    """A function (figures, step) that sends figures to --report_to; None by default."""
+    if args.report_to == "none":
+        return None
+    try:
+        if args.report_to == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+            writer = SummaryWriter(args.output_dir / "tensorboard")
+
+            def send(figures, step):
+                for name, value in figures.items():
+                    writer.add_scalar(name, value, step)
+                writer.flush()
+            return send
+        import wandb
+    except ImportError as error:
+        raise InputError(f"--report_to {args.report_to}: not installed ({error}); pip install {args.report_to}, or leave the flag "
+                         "out") from None
+    run = wandb.init(project="mpdistil", name=str(args.output_dir), config=resolved(args), dir=str(args.output_dir.parent))
+    counters = {}
+
+    def send(figures, step):  # wandb has one step counter for the run: each phase brings its own axis
+        phase = next(iter(figures)).split("/")[0]
+        if phase not in counters:
+            counters[phase] = run.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
+        run.log({**figures, f"{phase}/step": step})
+    return send
+
+
+# --- phases that runs share ----------------------------------------------------------------------------------------------
+
+def code_checksum(*modules):
+    """sha256 over the syntax trees of the project's modules without docstrings, so that a comment changes nothing and an
+    edited loss is never served from an older artefact."""
+    digest = hashlib.sha256()
+    for name in modules:
+        tree = ast.parse((HERE / f"{name}.py").read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            body = getattr(node, "body", None)
+            if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                del body[0]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
+
+
+@dataclass
+class Phase:
+    """A finished phase: identity (sha256), folder of its artefact, best {"epoch", "scores"}, seconds it took, whether reused."""
+    name: str
+    identity: str
+    folder: Path
+    best: dict
+    seconds: float
+    reused: bool
+
+
+class PhaseStore:
+    """Finished phases under --phase_dir: <phase>-<identity>/, with the weights, phase.json, metrics.jsonl and predictions/."""
+
+    def __init__(self, folder, log):
+        self.folder, self.log, self.done = folder, log, {}
+
+    def run(self, name, settings, inputs, module, save, load, compute):
+        """The phase `name`: read back if an artefact of the same identity is there, else computed and kept.
+
+        settings: a dataclass; inputs: checksums and identities of what it reads. save(folder) and load(folder) move the
+        module's weights, compute() trains it and returns a Best. The module ends with the phase's best weights.
+        """
+        depends = {"phase": name, "settings": asdict(settings), "inputs": inputs,
+                   "versions": {package: version(package) for package in ("torch", "transformers")},
+                   "code": code_checksum("data_utils", "models", "metrics", "meta_policy")}
+        identity = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+        folder = self.folder / f"{name}-{identity[:16]}"
+        reused = (folder / "phase.json").is_file()
+        if reused:
+            record = json.loads((folder / "phase.json").read_text(encoding="utf-8"))
+            if record["depends_on"] != depends:
+                raise InputError(f"--phase_dir: {folder}/phase.json does not describe the phase that its name says; remove that folder")
+            self.log.say(f"{name}: already computed, taken from {folder}")
+            load(folder)
+            module.eval()
+            self.log.replay((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True))
+        else:
+            self.log.say(f"{name}: computing")
+            start, self.log.phase_lines = time.perf_counter(), []
+            best = compute()
+            record = {"phase": name, "identity": identity, "depends_on": depends, "best": {"epoch": best.index, "scores": best.scores},
+                      "seconds": round(time.perf_counter() - start, 2)}
+            self.publish(folder, save, record)
+            self.log.phase_lines = None
+        phase = Phase(name, identity, folder, record["best"], record["seconds"], reused)
+        self.done[name] = phase
+        return phase
+
+    def publish(self, folder, save, record):
+        """Write an artefact beside its final name and rename it; one that another run finished meanwhile stays."""
+        part = folder.with_name(f"{folder.name}.part{os.getpid()}")
+        save(part)
+        (part / "metrics.jsonl").write_text("".join(self.log.phase_lines), encoding="utf-8")
+        write_json(part / "phase.json", record)
+        try:
+            part.rename(folder)
+        except OSError:
+            if not (folder / "phase.json").is_file():
+                raise
+            shutil.rmtree(part)
+
+    def predictions(self, phase, split, predict):
+        """Class numbers that the phase's model gives a split: from the artefact, or predicted now and kept there."""
+        path = phase.folder / "predictions" / f"{split.name}-{split.checksum[:16]}.json"
+        if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, predict(split).argmax(-1).tolist())
+        return json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,61 @@
+"""Print finished runs as markdown: their rows with counts and seconds, and reward and entropy over the episodes.
+
+    python scripts/show_results.py RUN_FOLDER [RUN_FOLDER ...]
+"""
+import argparse
+import json
+from pathlib import Path
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def rows_of(folder):
+    """A line a row of the run: counts, score, when it was best, seconds of its phase."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    name = f"{result['task']} {result['loss']} {result['reward']} {result['curriculum']} seed {result['seed']}"
+    for row, figures in result["rows"].items():
+        dev = figures["dev"]
+        if dev is None:
+            yield f"| {name} | {row} | not scored | | | | |"
+            continue
+        when = f"epoch {dev['epoch']}" if "epoch" in dev else f"episode {dev['episode']}"
+        seconds = result["seconds"].get(row, result["seconds"].get("mpdistil"))
+        f1 = f"{100 * dev['f1']:.1f}" if "f1" in dev else ""
+        yield (f"| {name} | {row} | {dev['correct']}/{dev['total']} | {100 * dev['accuracy']:.1f} | {f1} | {when} | "
+               f"{seconds:.0f}{' (reused)' if row in result['reused'] else ''} |")
+
+
+def signal_of(folder):
+    """Mean reward and entropy of the first and last fifth of the episodes, and the mean dev accuracy of all; None without any."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    episodes = [line for line in lines if line["phase"] == "mpdistil"]
+    if not episodes:
+        return None
+    fifth = max(1, len(episodes) // 5)
+    parts = [f"{mean([line[key] for line in part]):.4f}" for key in ("reward", "entropy") for part in (episodes[:fifth], episodes[-fifth:])]
+    dev = [line["scores"]["dev"]["accuracy"] for line in episodes if "dev" in line["scores"]]
+    accuracy = f"{100 * mean(dev):.1f}" if dev else ""
+    return f"| {folder} | {len(episodes)} | {' | '.join(parts)} | {accuracy} |"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
+    runs = parser.parse_args().runs
+    for folder in runs:
+        if not (folder / "result.json").is_file():
+            parser.error(f"{folder}: no result.json found; expected the folder of a finished run")
+    print("| run | row | dev | accuracy | macro-F1 | best | seconds |\n|---|---|---|---|---|---|---|")
+    for folder in runs:
+        print("\n".join(rows_of(folder)))
+    signals = [line for line in map(signal_of, runs) if line]
+    if signals:
+        print("\n| run | episodes | reward, first fifth | last fifth | entropy, first fifth | last fifth | mean dev accuracy |\n"
+              "|---|---|---|---|---|---|---|")
+        print("\n".join(signals))
+
+
+if __name__ == "__main__":
+    main()

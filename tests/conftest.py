@@ -1,0 +1,127 @@
+"""Tiny random encoders of four architectures, and small data cut from sample_data/, both made once per session."""
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+import transformers  # noqa: E402
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
+
+import main_superglue  # noqa: E402
+
+torch.set_num_threads(1)  # for tensors this small a second thread costs more than it brings
+SIZES = {"train": 60, "val": 18, "test": 8}
+TASK_NAMES = ("BoolQ", "CB", "COPA", "RTE", "WiC", "WSC")
+
+
+def corpus():
+    return [line for path in sorted((ROOT / "sample_data").glob("*/train.jsonl")) for line in path.read_text().splitlines()]
+
+
+def write_wordpiece(folder, special, **config):
+    """A WordPiece vocabulary of the sample's letters and its most frequent words, with its tokenizer_config.json."""
+    words = Counter(word for line in corpus() for word in re.findall(r"[a-z]+", line.lower()))
+    letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
+    vocabulary = dict.fromkeys([*special, *letters, *("##" + letter for letter in letters), *sorted(words, key=lambda w: (-words[w], w))[:200]])
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 96, **config}))
+    return len(vocabulary)
+
+
+def tiny_sizes(vocab_size):
+    return dict(vocab_size=vocab_size, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
+                max_position_embeddings=100)
+
+
+def make_encoder(kind, folder, seed=0, **changes):
+    """Write a tiny random encoder of a kind with its tokenizer; returns the folder."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(seed)
+    bert_special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    if kind == "bert":
+        size = write_wordpiece(folder, bert_special, tokenizer_class="BertTokenizer", do_lower_case=True)
+        model = transformers.BertModel(transformers.BertConfig(**{**tiny_sizes(size), **changes}))
+    elif kind == "distilbert":
+        size = write_wordpiece(folder, bert_special, tokenizer_class="DistilBertTokenizer", do_lower_case=True)
+        sizes = tiny_sizes(size)
+        model = transformers.DistilBertModel(transformers.DistilBertConfig(
+            vocab_size=size, dim=sizes["hidden_size"], n_layers=sizes["num_hidden_layers"], n_heads=2, hidden_dim=32,
+            max_position_embeddings=100))
+    elif kind == "mpnet":
+        size = write_wordpiece(folder, ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "[UNK]"), tokenizer_class="MPNetTokenizer")
+        model = transformers.MPNetModel(transformers.MPNetConfig(**tiny_sizes(size), pad_token_id=1, bos_token_id=0, eos_token_id=2))
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.normalizer = normalizers.NFKC()
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
+        tokenizer.train_from_iterator(corpus(), trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="[UNK]"))
+        tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+                                                                 special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
+                                                    unk_token="[UNK]", mask_token="[MASK]", model_max_length=96)
+        fast.save_pretrained(folder)
+        model = transformers.DebertaV2Model(transformers.DebertaV2Config(
+            **tiny_sizes(len(fast)), type_vocab_size=0, relative_attention=True, pos_att_type=["p2c", "c2p"], max_relative_positions=-1,
+            position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory):
+    """kind -> folder."""
+    root = tmp_path_factory.mktemp("encoders")
+    return {kind: make_encoder(kind, root / kind) for kind in ("bert", "mpnet", "deberta", "distilbert")}
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """The first rows of each sample file, all six tasks."""
+    root = tmp_path_factory.mktemp("data")
+    for name in TASK_NAMES:
+        (root / name).mkdir()
+        for split, size in SIZES.items():
+            lines = (ROOT / "sample_data" / name / f"{split}.jsonl").read_text().splitlines()[:size]
+            (root / name / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture
+def command(encoders, data_dir, tmp_path):
+    """Run main_superglue's command line, small; flags given replace the small ones. Returns (exit code, output folder)."""
+    def run(task="CB", folder="run", **flags):
+        settings = {"task": task, "data_dir": data_dir, "teacher_model": encoders["bert"], "nlayers": 3, "teacher_epochs": 1, "epochs": 1,
+                    "meta_epochs": 1, "num_episodes": 2, "val_dataloader_size": 4, "output_dir": tmp_path / folder, "device": "cpu",
+                    "max_seq_length": 64, **flags}
+        argv = []
+        for name, value in settings.items():
+            if value is True:
+                argv.append(f"--{name}")
+            elif isinstance(value, (list, tuple)):
+                argv += [f"--{name}", *map(str, value)]
+            elif value is not None and value is not False:
+                argv += [f"--{name}", str(value)]
+        try:
+            code = main_superglue.main(argv)
+        except SystemExit as stop:  # argparse's own errors
+            code = stop.code
+        return code, Path(settings["output_dir"])
+    return run
+
+
+def read_lines(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@pytest.fixture
+def lines():
+    """Reads a .jsonl file."""
+    return read_lines

@@ -1,0 +1,158 @@
+"""What cannot be used is refused: exit code 2, one line on stderr that names it, nothing written."""
+import json
+import shutil
+
+import pytest
+import torch
+
+from conftest import make_encoder, read_lines
+
+
+@pytest.fixture
+def data(data_dir, tmp_path):
+    """A copy of the data to spoil."""
+    return shutil.copytree(data_dir, tmp_path / "data")
+
+
+def refused(command, capsys, *expected, **flags):
+    code, folder = command(**flags)
+    error = capsys.readouterr().err
+    assert code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+    for words in expected:
+        assert str(words) in error
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("flags, expected", [
+    ({"task": "MNLI"}, ("--task", "'MNLI'", "BoolQ, CB, COPA, RTE, WiC, WSC")),
+    ({"tasks": ["CB", "XYZ"]}, ("--tasks", "'XYZ'")),
+    ({"reward_function": "ternary"}, ("--reward_function", "ternary", "binary", "real")),
+    ({"curriculum": "random"}, ("--curriculum", "random", "uniform")),
+    ({"protocol": "mine"}, ("--protocol", "mine")),
+    ({"data_dir": "nowhere"}, ("--data_dir nowhere", "no such folder")),
+    ({"nlayers": 0}, ("--nlayers", "'0'", "at least 1")),
+    ({"nlayers": 5}, ("--nlayers 5", "4 layers")),
+    ({"teacher_model": "nowhere/at/all"}, ("--teacher_model nowhere/at/all", "no such folder")),
+    ({"max_seq_length": 97}, ("--max_seq_length 97", "at most 96")),
+    ({"val_dataloader_size": 7}, ("--val_dataloader_size 7", "6 quiz examples")),
+    ({"alpha": 1.5}, ("--alpha", "1.5", "at most 1")),
+    ({"beta": -1}, ("--beta", "'-1'", "at least 0")),
+    ({"temperature": 0}, ("--temperature", "more than 0")),
+    ({"learning_rate": "nan"}, ("--learning_rate", "'nan'")),
+    ({"learning_rate": "fast"}, ("--learning_rate", "'fast'", "a number")),
+    ({"report_to": "mlflow"}, ("--report_to", "mlflow")),
+    ({"learning_rat": 1}, ("--learning_rat",)),  # no abbreviations
+    *[({name: value}, (f"--{name}", f"'{value}'"))
+      for name in ("teacher_epochs", "epochs", "meta_epochs", "num_episodes", "train_dataloader_size", "val_dataloader_size",
+                   "eval_batch_size") for value in (0, -3)],
+    *[({name: value}, (f"--{name}", f"'{value}'"))
+      for name in ("teacher_learning_rate", "learning_rate", "meta_learning_rate", "max_grad_norm") for value in (0, -0.1)],
+])
+def test_flags(flags, expected, command, capsys):
+    refused(command, capsys, *expected, **flags)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_cuda_where_there_is_none(command, capsys):
+    refused(command, capsys, "--device cuda", "use --device cpu", device="cuda")
+
+
+def test_bf16_where_there_is_none(command, capsys, monkeypatch):
+    monkeypatch.setattr("models.cpu_has_bf16", lambda: False)
+    refused(command, capsys, "--precision bf16", "use --precision fp32", precision="bf16")
+
+
+@pytest.mark.parametrize("tracker", ("tensorboard", "wandb"))
+def test_a_tracker_that_is_not_installed(tracker, command, capsys, monkeypatch):
+    import sys
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard" if tracker == "tensorboard" else "wandb", None)
+    refused(command, capsys, f"--report_to {tracker}", f"pip install {tracker}", report_to=tracker)
+
+
+def replace_row(path, number, **changes):
+    rows = read_lines(path)
+    rows[number] = {key: value for key, value in {**rows[number], **changes}.items() if value is not ...}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("task, changes, expected", [
+    ("CB", {"label": "maybe"}, ("label 'maybe'", "entailment, contradiction, neutral")),
+    ("COPA", {"label": 2}, ("label 2", "0, 1")),
+    ("CB", {"premise": ...}, ("field 'premise' missing",)),
+    ("CB", {"premise": 7}, ("field 'premise': 7", "text")),
+    ("CB", {"idx": ...}, ("field 'idx'",)),
+    ("CB", {"idx": 5}, ("idx 5 stands already at", "train.jsonl:6")),
+    ("CB", {"label": ...}, ("no label", "59 other examples")),
+    ("COPA", {"question": "why"}, ("field question", "'why'")),
+    ("WiC", {"start1": 900}, ("fields start1, end1: 900..",)),
+    ("WiC", {"start1": "x"}, ("field 'start1': 'x'", "whole number")),
+    ("WSC", {"target": {"span1_index": 99, "span1_text": "a", "span2_index": 0, "span2_text": "b"}}, ("span1_index", "word index 99")),
+])
+def test_rows(task, changes, expected, command, capsys, data):
+    replace_row(data / task / "train.jsonl", 6, **changes)
+    refused(command, capsys, f"{data}/{task}/train.jsonl:7: ", *expected, task=task, data_dir=data)
+
+
+@pytest.mark.parametrize("text, expected", [
+    ('{"premise": "p"', ("train.jsonl:1", "not JSON")), ("[1, 2]", ("train.jsonl:1", "list found", "object")),
+    ("", ("train.jsonl", "no examples")), (b"\xff\xfe", ("train.jsonl:1", "not UTF-8")),
+])
+def test_files(text, expected, command, capsys, data):
+    (data / "CB" / "train.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused(command, capsys, *expected, data_dir=data)
+
+
+def test_missing_folder_and_files(command, capsys, data):
+    (data / "CB" / "val.jsonl").unlink()
+    refused(command, capsys, "CB/val.jsonl: no such file", data_dir=data)
+    (data / "CB" / "train.jsonl").unlink()
+    refused(command, capsys, "CB: neither train.jsonl nor train.tsv", data_dir=data)
+    shutil.rmtree(data / "CB")
+    refused(command, capsys, "--data_dir", "no folder CB", data_dir=data)
+
+
+def test_a_tsv_row_of_another_width(command, capsys, tmp_path):
+    (tmp_path / "data" / "CB").mkdir(parents=True)
+    (tmp_path / "data" / "CB" / "train.tsv").write_text("id\tpremise\thypothesis\tlabel\n0\tp\n")
+    refused(command, capsys, "train.tsv:2: 2 columns found, expected 4: id, premise, hypothesis, label", data_dir=tmp_path / "data")
+
+
+def test_models_that_are_none(command, capsys, tmp_path, encoders):
+    (tmp_path / "empty").mkdir()
+    refused(command, capsys, "no config.json", teacher_model=tmp_path / "empty")
+    pickled = shutil.copytree(encoders["bert"], tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    refused(command, capsys, "only pytorch_model.bin found", "save_pretrained", teacher_model=pickled)
+    unknown = shutil.copytree(encoders["bert"], tmp_path / "unknown")
+    (unknown / "config.json").write_text('{"model_type": "abacus"}')
+    refused(command, capsys, f"--teacher_model {unknown}", "abacus", teacher_model=unknown)
+
+
+def test_a_hub_model_without_a_hub(command, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused(command, capsys, "--teacher_model nobody/nothing", "HF_HUB_OFFLINE", "get_encoder.sh", teacher_model="nobody/nothing")
+
+
+def test_teacher_and_student_that_do_not_fit(command, capsys, tmp_path, encoders):
+    wide = make_encoder("bert", tmp_path / "wide", hidden_size=32)
+    refused(command, capsys, "hidden size 32", "teacher's 16", "pkd", student_model=wide)
+    refused(command, capsys, "vocabulary", "share a tokenizer", student_model=encoders["mpnet"])
+    shallow = make_encoder("bert", tmp_path / "shallow", num_hidden_layers=2)
+    refused(command, capsys, "--nlayers 3", "--teacher_model has 2 layers", teacher_model=shallow, student_model=encoders["bert"])
+    small = make_encoder("bert", tmp_path / "small", vocab_size=50)
+    refused(command, capsys, "vocabulary 50", teacher_model=small)
+
+
+def test_a_folder_that_is_another_run(command, capsys, tmp_path):
+    assert command(stop_after="teacher")[0] == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    code, folder = command(stop_after="teacher", seed=7, learning_rate=0.1)
+    error = capsys.readouterr().err
+    assert code == 2 and "--learning_rate 3e-05 there, 0.1 now; --seed 42 there, 7 now" in error
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("x")
+    code, _ = command(folder="other")
+    assert code == 2 and "no run folder" in capsys.readouterr().err and [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+
+

@@ -1,0 +1,67 @@
+"""Scores, selection, prediction files, optimizer groups, figures that are not finite."""
+import math
+
+import pytest
+import torch
+
+from data_utils import TASKS, InputError
+from meta_policy import TrainingError, make_optimizer, mean_figures, update
+from metrics import Best, read_predictions, score, write_predictions
+
+
+def test_score_by_hand():
+    result = score(TASKS["CB"], [0, 0, 1, 2], [0, 1, 1, 2])
+    assert result["correct"] == 3 and result["total"] == 4 and result["accuracy"] == 0.75
+    assert result["f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert "f1" not in score(TASKS["RTE"], [0], [1])
+
+
+def test_first_best_is_kept_and_comes_back():
+    module, best = torch.nn.Linear(1, 1), Best()
+    offered = []
+    for index, value in enumerate([0.0, 0.5, 0.5, 0.4], 1):
+        torch.nn.init.constant_(module.weight, index)
+        offered.append(best.offer(value, index, {"dev": value}, module))
+    assert offered == [True, True, False, False] and (best.index, best.scores) == (2, {"dev": 0.5})
+    best.restore(module)
+    assert module.weight.item() == 2
+
+
+@pytest.mark.parametrize("name, written", [("CB", '"contradiction"'), ("RTE", '"not_entailment"'), ("BoolQ", '"true"'), ("WiC", '"true"'),
+                                           ("WSC", '"True"'), ("COPA", "1")])
+def test_prediction_files_are_the_leaderboards(name, written, tmp_path):
+    path = tmp_path / "a" / "x.jsonl"
+    write_predictions(path, TASKS[name], [5, 9], [0, 1])
+    assert path.read_text().splitlines()[1] == f'{{"idx": 9, "label": {written}}}'
+    assert read_predictions(path, TASKS[name]) == {5: 0, 9: 1}
+    path.write_text('{"idx": 5, "label": "perhaps"}\n')
+    with pytest.raises(InputError, match="x.jsonl:1"):
+        read_predictions(path, TASKS[name])
+
+
+def test_decay_touches_matrices_only():
+    module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
+    before = {name: value.clone() for name, value in module.named_parameters()}
+    optimizer = make_optimizer(module, 0.1, 0.5)
+    for parameter in module.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, value in module.named_parameters():
+        torch.testing.assert_close(value, before[name] * (1 - 0.1 * 0.5) if name == "0.weight" else before[name])
+
+
+def test_update_clips_then_steps_then_forgets():
+    layer = torch.nn.Linear(2, 1, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    norm = update((layer.weight * torch.tensor([[3.0, 4.0]])).sum(), layer, optimizer, 1.0)
+    assert norm.item() == 5 and layer.weight.grad is None
+    torch.testing.assert_close(layer.weight.detach(), torch.tensor([[-0.6, -0.8]]), rtol=1e-5, atol=0)
+
+
+def test_figures_that_are_not_finite_stop_the_run():
+    steps = [{"loss": torch.tensor(1.0), "gradient_norm": torch.tensor(2.0)}, {"loss": torch.tensor(3.0), "gradient_norm": torch.tensor(4.0)}]
+    assert mean_figures(steps, "here", 0.1) == {"loss": 2.0, "gradient_norm": 3.0}
+    steps[1]["gradient_norm"] = torch.tensor(math.inf)
+    with pytest.raises(TrainingError, match=r"here, step 2: gradient_norm is inf at learning rate 0.1"):
+        mean_figures(steps, "here", 0.1)

@@ -1,0 +1,128 @@
+"""Encoders of four architectures, the cut student, frozen outputs, saving."""
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from data_utils import TASKS, load_task
+from models import (FrozenEncoder, Heads, checksum_checkpoint, load_heads, load_model, load_weights, predict, predict_heads, save_heads,
+                    save_model)
+
+KINDS = ("bert", "mpnet", "deberta", "distilbert")
+TWO = [TASKS["CB"], TASKS["COPA"]]
+
+
+def model_and_split(folder, data_dir, task="CB", nlayers=None, role="teacher"):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    split = load_task(TASKS[task], data_dir, tokenizer, 64, 42, 4, ("dev",))["dev"]
+    return load_model(folder, TWO, 1, role, nlayers).eval(), split, tokenizer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_student_is_the_first_layers_of_the_checkpoint(kind, encoders, data_dir):
+    """Its pooled output and [CLS] states are those of the whole encoder stopped after n layers."""
+    teacher, split, _ = model_and_split(encoders[kind], data_dir)
+    student, _, _ = model_and_split(encoders[kind], data_dir, nlayers=3, role="student")
+    batch = split.batch(np.arange(5))
+    _, teacher_states = teacher.encoder(batch, layers=True)
+    pooled, student_states = student.encoder(batch, layers=True)
+    assert teacher_states.shape == (3, 5, 16) and student_states.shape == (2, 5, 16) and pooled.shape == (5, 16)
+    torch.testing.assert_close(student_states, teacher_states[:2])
+    whole = AutoModel.from_pretrained(encoders[kind])
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    if kind == "bert":
+        inputs["token_type_ids"] = batch.token_type_ids
+    states = whole.eval()(**inputs, output_hidden_states=True).hidden_states
+    torch.testing.assert_close(student_states, torch.stack([state[:, 0] for state in states[1:3]]))
+    dense = student.encoder.pooler.dense if student.encoder.pooler else student.encoder.body.pooler.dense
+    torch.testing.assert_close(pooled, torch.tanh(dense(student.encoder.body(**inputs).last_hidden_state[:, 0])))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_does_not_change_outputs(kind, encoders, data_dir):
+    model, split, _ = model_and_split(encoders[kind], data_dir)
+    together = model.encoder(split.batch(np.arange(6)))[0]
+    alone = torch.cat([model.encoder(split.batch(np.array([n])))[0] for n in range(6)])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_models_come_back_and_load_in_plain_transformers(kind, encoders, data_dir, tmp_path):
+    model, split, tokenizer = model_and_split(encoders[kind], data_dir, nlayers=2, role="student")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    expected = predict(model, split, 4, "cpu")
+    save_model(model, tmp_path / "m", ["CB"], tokenizer)
+    other, _, _ = model_and_split(encoders[kind], data_dir, nlayers=2, role="student")
+    load_weights(other, tmp_path / "m", ["CB"])
+    assert torch.equal(predict(other, split, 4, "cpu"), expected)
+    assert torch.equal(other.state_predictor.weight, model.state_predictor.weight)
+    plain = AutoModel.from_pretrained(tmp_path / "m")
+    assert plain.config.num_hidden_layers == 2
+    for (name, a), b in zip(plain.state_dict().items(), model.encoder.body.state_dict().values()):
+        assert torch.equal(a, b), name
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "m")) == len(tokenizer)
+
+
+def test_half_precision_checkpoints_are_loaded_in_float32(encoders, data_dir, tmp_path):
+    body = AutoModel.from_pretrained(encoders["bert"]).half()
+    body.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).dtype == torch.float16
+    model = load_model(tmp_path, TWO, 1, "teacher")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_heads_do_not_depend_on_the_other_tasks():
+    one, all_of_them = Heads([TASKS["CB"]], 16, 3, "teacher"), Heads(list(TASKS.values()), 16, 3, "teacher")
+    assert torch.equal(one.linear["CB"].weight, all_of_them.linear["CB"].weight)
+    assert not torch.equal(one.linear["CB"].weight, Heads([TASKS["CB"]], 16, 3, "student").linear["CB"].weight)
+    assert all_of_them.linear["COPA"].out_features == 1 and all_of_them.linear["COPA"].bias.item() == 0
+    assert 0.01 < Heads(TWO, 4000, 3, "x").linear["CB"].weight.std() < 0.03
+
+
+def test_multiple_choice_scores_each_choice():
+    heads = Heads(TWO, 16, 3, "teacher").eval()
+    pooled = torch.randn(6, 16)  # three examples, two choices each
+    logits = heads("COPA", pooled)
+    assert logits.shape == (3, 2)
+    torch.testing.assert_close(logits[1, 0], heads("COPA", pooled[2:4])[0, 0])
+
+
+def test_heads_come_back(tmp_path):
+    heads, other = Heads(TWO, 16, 3, "teacher"), Heads(TWO, 16, 4, "teacher")
+    save_heads(heads, tmp_path, ["CB"])
+    load_heads(other, tmp_path, ["CB"])
+    assert torch.equal(heads.linear["CB"].weight, other.linear["CB"].weight)
+    assert not torch.equal(heads.linear["COPA"].weight, other.linear["COPA"].weight)
+
+
+@pytest.mark.parametrize("task", ("CB", "COPA"))
+def test_frozen_outputs_equal_the_encoder_and_run_it_once(task, encoders, data_dir):
+    model, split, _ = model_and_split(encoders["bert"], data_dir, task)
+    frozen, calls = FrozenEncoder(model.encoder, 4, torch.device("cpu")), []
+    model.encoder.register_forward_hook(lambda module, inputs, output: calls.append(len(output[0])))
+    indices = np.array([7, 2, 11])
+    pooled, states = frozen.outputs(split, indices, layers=True)
+    assert sum(calls) == len(split) * TASKS[task].rows
+    expected, expected_states = model.encoder(split.batch(indices), layers=True)
+    torch.testing.assert_close(pooled, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(states, expected_states, rtol=1e-5, atol=1e-6)
+    calls.clear()
+    frozen.outputs(split)
+    torch.testing.assert_close(predict_heads(model.heads, frozen, split), predict(model, split, 4, "cpu"), rtol=1e-5, atol=1e-6)
+    assert sum(calls) == len(split) * TASKS[task].rows  # predict alone
+
+
+def test_predictions_keep_the_order_of_the_split(encoders, data_dir):
+    model, split, _ = model_and_split(encoders["bert"], data_dir)
+    one_by_one = torch.cat([model("CB", split.batch(np.array([n])))[0] for n in range(len(split))])
+    torch.testing.assert_close(predict(model, split, 5, "cpu"), one_by_one, rtol=1e-5, atol=1e-6)
+
+
+def test_checkpoint_checksum_sees_every_file(encoders, tmp_path):
+    import shutil
+    shutil.copytree(encoders["bert"], tmp_path / "copy")
+    assert checksum_checkpoint(tmp_path / "copy") == checksum_checkpoint(encoders["bert"])
+    (tmp_path / "copy" / "vocab.txt").write_text("other")
+    assert checksum_checkpoint(tmp_path / "copy") != checksum_checkpoint(encoders["bert"])

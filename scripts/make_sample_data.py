@@ -23,7 +23,8 @@ CAUSES = [("It rained all night", "the street was flooded"), ("The power failed"
           ("The singer caught a cold", "the concert was cancelled"), ("The milk stood in the sun", "the milk turned sour"),
           ("The ladder slipped", "the painter fell down"), ("The shop cut its prices", "customers queued at the shop door"),
           ("The pilot saw a storm ahead", "the plane changed its course"), ("The boy lost his key", "the boy waited outside his house")]
-SENSES = {"bank": (["They sat on the bank of the river", "Reeds grow along the muddy bank", "The boat drifted to the far bank of the stream"],
+SENSES = {"bank": (["They sat on the bank of the river", "Reeds grow along the muddy bank",
+                    "The boat drifted to the far bank of the stream"],
                    ["The bank raised its interest rates", "She opened an account at the bank", "The bank refused him a loan"]),
           "bat": (["A bat flew out of the dark cave", "The bat hung upside down from the roof", "At dusk a bat hunted insects"],
                   ["He swung the bat and hit the ball", "The player broke his wooden bat", "She bought a bat and a glove"]),
@@ -43,8 +44,8 @@ def boolq(rng, label):
     what, verb, right, wrong = rng.choice(FACTS)
     year = rng.randrange(1800, 1950)
     preposition = "the" if verb == "faces" else "at the" if verb == "ends" else "on the"
-    passage = (f"{what.capitalize()} -- The {what} {verb} {preposition} {right} and was built in {year} by {rng.choice(PEOPLE)}. It is open "
-               f"to visitors {rng.choice(DAYS)}.")
+    passage = (f"{what.capitalize()} -- The {what} {verb} {preposition} {right} and was built in {year} by {rng.choice(PEOPLE)}. "
+               f"It is open to visitors {rng.choice(DAYS)}.")
     question = {"stands": "does the {} stand on the {}", "lies": "does the {} lie on the {}", "faces": "does the {} face the {}",
                 "ends": "does the {} end at the {}"}[verb].format(what, right if label else wrong)
     return {"question": question, "passage": passage}

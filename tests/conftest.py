@@ -29,7 +29,8 @@ def write_wordpiece(folder, special, **config):
     """A WordPiece vocabulary of the sample's letters and its most frequent words, with its tokenizer_config.json."""
     words = Counter(word for line in corpus() for word in re.findall(r"[a-z]+", line.lower()))
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
-    vocabulary = dict.fromkeys([*special, *letters, *("##" + letter for letter in letters), *sorted(words, key=lambda w: (-words[w], w))[:200]])
+    frequent = sorted(words, key=lambda word: (-words[word], word))[:200]
+    vocabulary = dict.fromkeys([*special, *letters, *("##" + letter for letter in letters), *frequent])
     (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 96, **config}))
     return len(vocabulary)

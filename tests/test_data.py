@@ -38,7 +38,7 @@ def test_inputs_of_the_paper_protocol():
     ("I saw The dog run", 2, "the dog", "The dog", "loose"),            # another case
     ("He was a cat, then", 2, "a cat", "a cat", "loose"),               # punctuation glued to the word
     ("The ball was John's", 3, "John", "John", "loose"),                # a possessive
-    ("the wide \n road ends", 1, "wide road", "wide \n road", "exact"), # white space in the text ...
+    ("the wide \n road ends", 1, "wide road", "wide \n road", "exact"),  # white space in the text ...
     ("the wide road ends", 1, "wide\nroad", "wide road", "loose"),      # ... and in the span
     ("it is here and it is there", 3, "it", "it", "moved"),             # off by one: the nearest place, here the second
     ("the cats met the cat", 3, "the tom", "the", "absent"),
@@ -183,9 +183,8 @@ def test_truncated_examples_are_counted(encoders):
 def test_orders_cover_everything_once():
     batches = shuffled_batches(10, 4, seeded_generator(1, "phase"))
     assert [len(b) for b in batches] == [4, 4, 2] and sorted(np.concatenate(batches)) == list(range(10))
-    again = shuffled_batches(10, 4, seeded_generator(1, "phase"))
-    other = shuffled_batches(10, 4, seeded_generator(1, "another phase"))
-    assert np.array_equal(np.concatenate(batches), np.concatenate(again)) and not np.array_equal(np.concatenate(batches), np.concatenate(other))
+    same, other = (np.concatenate(shuffled_batches(10, 4, seeded_generator(1, name))) for name in ("phase", "another phase"))
+    assert np.array_equal(np.concatenate(batches), same) and not np.array_equal(same, other)
 
 
 def test_batches_by_length_cover_everything_once(encoders, data_dir):

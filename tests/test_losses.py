@@ -112,8 +112,8 @@ def test_gradients_against_finite_differences():
     assert check(lambda x, y: competitive_loss(x, y, labels), (a, b))
     assert check(lambda x: student_loss(torch.nn.functional.cross_entropy(x, labels), true_class_probability(x, labels),
                                         torch.full((3,), 0.3, dtype=torch.float64)), a)
-    assert check(lambda x, y, z: distillation_loss(soft_loss(x, y, 5.0), torch.nn.functional.cross_entropy(y, labels), pkd_loss(z, t.detach()),
-                                                   0.5, 100.0), (a, b, s))
+    assert check(lambda x, y, z: distillation_loss(soft_loss(x, y, 5.0), torch.nn.functional.cross_entropy(y, labels),
+                                                   pkd_loss(z, t.detach()), 0.5, 100.0), (a, b, s))
     assert check(lambda x: policy_loss(torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64), x.log_softmax(-1)[range(3), [1, 0, 2]]), a)
     predictor = torch.nn.Linear(4, 1, dtype=torch.float64)
     assert check(lambda weight: curriculum_state(predictor, weight), torch.randn(4, 4, dtype=torch.float64, requires_grad=True))

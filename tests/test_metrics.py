@@ -60,7 +60,8 @@ def test_update_clips_then_steps_then_forgets():
 
 
 def test_figures_that_are_not_finite_stop_the_run():
-    steps = [{"loss": torch.tensor(1.0), "gradient_norm": torch.tensor(2.0)}, {"loss": torch.tensor(3.0), "gradient_norm": torch.tensor(4.0)}]
+    steps = [{"loss": torch.tensor(1.0), "gradient_norm": torch.tensor(2.0)},
+             {"loss": torch.tensor(3.0), "gradient_norm": torch.tensor(4.0)}]
     assert mean_figures(steps, "here", 0.1) == {"loss": 2.0, "gradient_norm": 3.0}
     steps[1]["gradient_norm"] = torch.tensor(math.inf)
     with pytest.raises(TrainingError, match=r"here, step 2: gradient_norm is inf at learning rate 0.1"):

@@ -69,7 +69,10 @@ def build_parser():
           ("--student_model", dict(help="pre-trained encoder that the student S is cut from (default: the teacher's)")),
           ("--nlayers", dict(type=COUNT, default=6, help="n, layers of the student: the first n of --student_model")))
     group("training in general",
-          ("--protocol", dict(choices=("paper",), default="paper", help="which protocol of the method to compute")),
+          ("--protocol", dict(choices=("paper", "released"), default="paper", help="the method as described, or what the authors' "
+                              "released code computes")),
+          ("--set", dict(nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="override single choices of the protocol, "
+                         "e.g. dropout=until_first_evaluation (README: the table of differences)")),
           ("--weight_decay", dict(type=number(float, 0), default=0.01, help="AdamW's decay, not on biases and LayerNorm")),
           ("--max_grad_norm", dict(type=RATE, default=1.0, help="largest L2 norm of a gradient; longer ones are scaled down")),
           ("--select_on", dict(choices=("dev", "quiz"), default="dev", help="split whose score picks the epoch or episode kept")),
@@ -119,7 +122,8 @@ def parse_arguments(argv=None):
     args = build_parser().parse_args(argv)
     args.student_model = args.student_model or args.teacher_model
     if args.output_dir is None:
-        name = f"{args.protocol}-{loss_name(args)}-{args.reward_function}-{args.curriculum}-seed{args.seed}"
+        changes = "".join(f"-{change}" for change in sorted(args.set))
+        name = f"{args.protocol}{changes}-{loss_name(args)}-{args.reward_function}-{args.curriculum}-seed{args.seed}"
         args.output_dir = Path("runs") / args.task.lower() / name
     if args.phase_dir is None:
         args.phase_dir = args.output_dir.parent / "phases"

@@ -6,10 +6,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data_utils import derive_seed, seeded_generator, shuffled_batches
-from meta_policy import Training, make_optimizer, mean_figures, true_class_probability, update
-from metrics import Best
-from models import init_linear
+from data_utils import seeded_generator
+from meta_policy import Training, apply_gradients, backward, finish_best, make_optimizer, mean_figures, true_class_probability
+from models import init_linear, predict, set_training
 
 DISCOUNT = 0.99  # METHOD.md row 16
 
@@ -40,31 +39,37 @@ def student_loss(ce, p_student, p_meta_teacher):
     return ce - p_student.mean() + p_meta_teacher.detach().mean()
 
 
-def binary_reward(p_student, p_meta_teacher, quiz_size):
-    """Number of examples with p_S(y) > p_T'(y), over the size of the quiz set (METHOD.md phase 4). Both: (batch) -> scalar."""
-    return (p_student > p_meta_teacher).sum() / quiz_size
+def binary_reward(p_student, p_meta_teacher, quiz_size, dtype=None):
+    """Number of examples with p_S(y) > p_T'(y), over the size of the quiz set (METHOD.md phase 4). Both: (batch) -> scalar
+    of `dtype` (default: theirs)."""
+    return (p_student > p_meta_teacher).to(dtype or p_student.dtype).sum() / quiz_size
 
 
-def real_reward(p_student, p_meta_teacher, quiz_size):
-    """Sum of p_S(y) - p_T'(y), over the size of the quiz set (METHOD.md phase 4). Both: (batch) -> scalar."""
-    return (p_student - p_meta_teacher).sum() / quiz_size
+def real_reward(p_student, p_meta_teacher, quiz_size, dtype=None):
+    """Sum of p_S(y) - p_T'(y), over the size of the quiz set (METHOD.md phase 4). Both: (batch) -> scalar. dtype: the
+    differences are rounded to it first (row 21)."""
+    return (p_student - p_meta_teacher).to(dtype or p_student.dtype).sum() / quiz_size
 
 
 REWARDS = {"binary": binary_reward, "real": real_reward}
 
 
-def discounted_returns(rewards, discount=DISCOUNT):
-    """G_t = sum over k >= t of discount^(k - t) r_k (METHOD.md row 16). (steps) -> (steps)."""
+def discounted_returns(rewards, discount=DISCOUNT, discount_from="each_step"):
+    """(steps) -> (steps). From each step: G_t = sum over k >= t of discount^(k - t) r_k. From the episode's start: sum over
+    k >= t of discount^k r_k (METHOD.md row 16)."""
+    if discount_from == "episode_start":
+        rewards = torch.stack([reward * discount ** step for step, reward in enumerate(rewards)])
+        discount = 1.0
     returns, following = torch.zeros_like(rewards), rewards.new_zeros(())
-    for step in range(len(rewards) - 1, -1, -1):
+    for step in range(len(rewards) - 1, -1, -1):  # not torch.cumsum, which adds float32 up in float64 on a CPU (row 21)
         following = rewards[step] + discount * following
         returns[step] = following
     return returns
 
 
-def advantages_of(rewards, discount=DISCOUNT):
-    """G_t minus the episode's mean (METHOD.md row 16). (steps) -> (steps)."""
-    returns = discounted_returns(rewards, discount)
+def advantages_of(rewards, discount=DISCOUNT, discount_from="each_step"):
+    """Discounted returns minus the episode's mean (METHOD.md row 16). (steps) -> (steps)."""
+    returns = discounted_returns(rewards, discount, discount_from)
     return returns - returns.mean()
 
 
@@ -82,112 +87,174 @@ def entropy(log_probabilities):
 
 @dataclass(frozen=True)
 class CurriculumTraining(Training):
-    """Settings of phase 4; epochs are its episodes, learning_rate the student's."""
+    """Settings of phase 4; epochs are its episodes, learning_rate the student's. The last six are the protocol's."""
     policy_learning_rate: float
     reward: str
     curriculum: str
+    student_update: str
+    reward_weights: str
+    state_gradient: str
+    credit: str
+    discount_from: str
+    quiz_batches: str
+    reward_precision: str
 
 
-class QuizDraws:
-    """Quiz batches of every curriculum task, drawn afresh each episode (METHOD.md row 17): the k-th choice of a task gets
-    the k-th batch of a shuffled pass, and a new pass when that is used up."""
+class QuizBatches:
+    """Quiz batches of every curriculum task (METHOD.md row 17). "redrawn": the k-th choice of a task in an episode gets the
+    k-th batch of a shuffled pass, a new pass when that is used up. "fixed": batches are composed once and one of them is
+    picked at each choice."""
 
-    def __init__(self, quiz, batch_size, seed):
-        self.quiz, self.batch_size, self.left = quiz, batch_size, {}
-        self.generators = {name: seeded_generator(seed, "mpdistil", "quiz", name) for name in quiz}
+    def __init__(self, quiz, batch_size, kind, draws):
+        self.quiz, self.batch_size, self.draws, self.left = quiz, batch_size, draws, {}
+        self.fixed = {name: self.a_pass(name) for name in quiz} if kind == "fixed" else None
+
+    def a_pass(self, name):
+        return self.draws.batches(len(self.quiz[name]), self.batch_size, "quiz", name)
 
     def new_episode(self):
         self.left = {}
 
     def next(self, name):
         """Indices into the quiz split of task `name`."""
+        if self.fixed:
+            return self.fixed[name][self.draws.pick(len(self.fixed[name]), "pick")]
         if not self.left.get(name):
-            self.left[name] = shuffled_batches(len(self.quiz[name]), self.batch_size, self.generators[name])[::-1]
+            self.left[name] = self.a_pass(name)[::-1]
         return self.left[name].pop()
 
 
-def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_task, settings, selection, log):
+class Curriculum:
+    """Phase 4's moving parts: what one step of an episode does to the student, and what it earns."""
+
+    def __init__(self, student, meta_teacher, policy, teacher_outputs, quiz, main_task, settings, draws):
+        self.student, self.meta_teacher, self.policy, self.settings, self.draws = student, meta_teacher.eval(), policy, settings, draws
+        self.quiz, self.main_task, self.main_quiz, self.names = quiz, main_task, quiz[main_task], list(quiz)
+        self.device = torch.device(settings.device)
+        self.student_optimizer = make_optimizer(student, settings.learning_rate, settings)
+        self.policy_optimizer = make_optimizer(policy, settings.policy_learning_rate, settings)
+        self.batches = QuizBatches(quiz, settings.batch_size, settings.quiz_batches, draws)
+        self.labels = self.main_quiz.labels.to(self.device)
+        with torch.no_grad():  # p_T'(y|x) of the main quiz: T' and its encoder no longer change
+            logits = meta_teacher(main_task, teacher_outputs.outputs(self.main_quiz)[0])
+            self.p_teacher = true_class_probability(logits, self.labels)
+        self.state = self.p_before = None
+
+    def begin_episode(self):
+        """What an episode fixes at its start: nothing in `paper`; the state and the rewards' weights where the protocol says so."""
+        self.batches.new_episode()
+        if self.settings.state_gradient == "attached":
+            # copies, so that steps within the episode may change the weights before the policy loss goes backward
+            weight, bias = (p.clone() for p in (self.student.state_predictor.weight, self.student.state_predictor.bias))
+            self.state = curriculum_state(lambda x: F.linear(x, weight, bias), self.student.encoder.pooler_weight.clone())
+        if self.settings.reward_weights == "before_episode":
+            logits = predict(self.student, self.main_quiz, self.settings.eval_batch_size, self.device).to(self.device)
+            self.p_before = true_class_probability(logits, self.labels)
+
+    def log_pi(self):
+        """log pi(. | state): (tasks). Uniform where --curriculum is not the policy."""
+        if self.settings.curriculum != "policy":
+            return torch.full((len(self.names),), 1 / len(self.names), device=self.device).log()
+        if self.settings.state_gradient == "attached":
+            return self.policy(self.state)
+        return self.policy(curriculum_state(self.student.state_predictor, self.student.encoder.pooler_weight).detach())
+
+    def choose(self, log_pi):
+        """An action as --curriculum says."""
+        if self.settings.curriculum == "main_task":
+            return self.names.index(self.main_task)
+        return self.draws.action(log_pi.detach().exp())
+
+    def first_action(self):
+        """The episode's first action where actions act one step later: by chance alone (METHOD.md row 15)."""
+        if self.settings.curriculum == "main_task":
+            return self.names.index(self.main_task)
+        return self.draws.pick(len(self.names), "first_action")
+
+    def train_student(self, name, evaluated):
+        """Train the student on a quiz batch of the chosen task (METHOD.md row 12). Returns the step's figures."""
+        batch = self.quiz[name].batch(self.batches.next(name), self.device)
+        set_training(self.student, self.settings.dropout, evaluated)
+        logits, pooled = self.student(name, batch)
+        ce, p_student = F.cross_entropy(logits, batch.labels), true_class_probability(logits, batch.labels)
+        with torch.no_grad():
+            p_meta_teacher = true_class_probability(self.meta_teacher(name, pooled), batch.labels)
+        loss = student_loss(ce, p_student, p_meta_teacher)
+        norm = backward(loss, self.student, self.settings.max_grad_norm)
+        if self.settings.student_update == "each_step":
+            apply_gradients(self.student_optimizer, self.settings)
+        return {"loss": loss, "ce": ce, "p_student": p_student.mean(), "p_meta_teacher": p_meta_teacher.mean(), "gradient_norm": norm}
+
+    @torch.no_grad()
+    def reward(self, indices):
+        """The student against the meta-teacher on a quiz batch of the main task (METHOD.md rows 13 and 21)."""
+        places = torch.from_numpy(indices).to(self.device)
+        if self.settings.reward_weights == "before_episode":
+            p_student = self.p_before[places]
+        else:
+            self.student.eval()
+            batch = self.main_quiz.batch(indices, self.device)
+            p_student = true_class_probability(self.student(self.main_task, batch)[0], batch.labels)
+        dtype = torch.float32 if self.settings.reward_precision == "float32" else None
+        return REWARDS[self.settings.reward](p_student, self.p_teacher[places], len(self.main_quiz), dtype)
+
+    def end_episode(self, loss):
+        """Update the policy, and the student with what is still waiting for it. Returns the policy's figures."""
+        figures = {"policy_loss": loss.detach()}
+        if self.settings.curriculum == "policy":
+            figures["policy_gradient_norm"] = backward(loss, self.policy, self.settings.max_grad_norm)
+            apply_gradients(self.policy_optimizer, self.settings)
+        if self.settings.student_update == "each_episode" or self.settings.state_gradient == "attached":
+            apply_gradients(self.student_optimizer, self.settings)
+        return figures
+
+
+def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_task, settings, selection, draws, log):
     """Phase 4. quiz: {curriculum task: its quiz Split}, in the order of the policy's actions. Reads the frozen teacher's
     pooled outputs by example; leaves the best episode's weights in student and the last ones in policy. Returns the Best.
 
     A step: an action picks a task, one of its quiz batches trains the student, and the reward is taken on a quiz batch of
-    the main task after that update (METHOD.md rows 12 to 15).
+    the main task. credit "same_step": the action is drawn, used and credited in one step; "next_step": the action drawn at
+    a step is credited with that step's reward and used at the next one (METHOD.md row 15).
     """
-    device, names, main_quiz = torch.device(settings.device), list(quiz), quiz[main_task]
-    student_optimizer = make_optimizer(student, settings.learning_rate, settings.weight_decay)
-    policy_optimizer = make_optimizer(policy, settings.policy_learning_rate, settings.weight_decay)
-    draws = QuizDraws(quiz, settings.batch_size, settings.seed)
-    order = seeded_generator(settings.seed, "mpdistil", "order")
-    actions = seeded_generator(settings.seed, "mpdistil", "actions")
-    torch.manual_seed(derive_seed(settings.seed, "mpdistil", "dropout"))
-    meta_teacher.eval()
-    with torch.no_grad():  # p_T'(y|x) of the main quiz: T' and its encoder no longer change
-        logits = meta_teacher(main_task, teacher_outputs.outputs(main_quiz)[0])
-        p_teacher = true_class_probability(logits, main_quiz.labels.to(device))
-    uniform = torch.full((len(names),), 1 / len(names)).log().to(device)
-    best = Best()
-
-    def train_step(name):
-        """Train the student on a quiz batch of the chosen task."""
-        batch = quiz[name].batch(draws.next(name), device)
-        student.train()
-        logits, pooled = student(name, batch)
-        ce, p_student = F.cross_entropy(logits, batch.labels), true_class_probability(logits, batch.labels)
-        with torch.no_grad():
-            p_meta_teacher = true_class_probability(meta_teacher(name, pooled), batch.labels)
-        loss = student_loss(ce, p_student, p_meta_teacher)
-        norm = update(loss, student, student_optimizer, settings.max_grad_norm)
-        return {"loss": loss, "ce": ce, "p_student": p_student.mean(), "p_meta_teacher": p_meta_teacher.mean(), "gradient_norm": norm}
-
-    @torch.no_grad()
-    def reward_of(indices):
-        """The student against the meta-teacher on a quiz batch of the main task."""
-        batch = main_quiz.batch(indices, device)
-        student.eval()
-        p_student = true_class_probability(student(main_task, batch)[0], batch.labels)
-        return REWARDS[settings.reward](p_student, p_teacher[torch.from_numpy(indices).to(device)], len(main_quiz))
-
-    def choose():
-        """(action, log pi(. | state)) as --curriculum says; only the policy's own choices carry a gradient."""
-        if settings.curriculum != "policy":
-            log_pi = uniform
-        else:
-            log_pi = policy(curriculum_state(student.state_predictor, student.encoder.pooler_weight).detach())
-        if settings.curriculum == "main_task":
-            return names.index(main_task), log_pi
-        return int(torch.multinomial(log_pi.detach().exp().cpu(), 1, generator=actions)), log_pi
-
+    parts = Curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_task, settings, draws)
+    best = selection.best()
     with log.progress("mpdistil", settings.epochs) as bar:
         for episode in range(1, settings.epochs + 1):
-            start, steps, chosen, log_pis, rewards = time.perf_counter(), [], [], [], []
-            draws.new_episode()
-            for indices in shuffled_batches(len(main_quiz), settings.batch_size, order):
-                action, log_pi = choose()
-                steps.append(train_step(names[action]))
-                rewards.append(reward_of(indices))
-                chosen.append(action)
-                log_pis.append(log_pi)
+            start, steps, used, credited, log_pis, rewards = time.perf_counter(), [], [], [], [], []
+            parts.begin_episode()
+            upcoming = parts.first_action() if settings.credit == "next_step" else None
+            for indices in draws.batches(len(parts.main_quiz), settings.batch_size, "order"):
+                if settings.credit == "same_step":
+                    log_pis.append(parts.log_pi())
+                    credited.append(parts.choose(log_pis[-1]))
+                    used.append(credited[-1])
+                    steps.append(parts.train_student(parts.names[used[-1]], episode > 1))
+                else:
+                    used.append(upcoming)
+                    steps.append(parts.train_student(parts.names[used[-1]], episode > 1))
+                    log_pis.append(parts.log_pi())
+                    upcoming = parts.choose(log_pis[-1])
+                    credited.append(upcoming)
+                rewards.append(parts.reward(indices))
             rewards, log_pis = torch.stack(rewards), torch.stack(log_pis)                       # (steps), (steps, tasks)
-            advantages = advantages_of(rewards)
-            loss = policy_loss(advantages, log_pis[range(len(chosen)), chosen])
-            policy_figures = {"policy_loss": loss.detach()}
-            if settings.curriculum == "policy":
-                policy_figures["policy_gradient_norm"] = update(loss, policy, policy_optimizer, settings.max_grad_norm)
+            advantages = advantages_of(rewards, discount_from=settings.discount_from)
+            loss = policy_loss(advantages, log_pis[range(len(credited)), credited])
             where = f"phase mpdistil, episode {episode}"
+            policy_figures = parts.end_episode(loss)
             figures = mean_figures(steps, where, settings.learning_rate)
             figures |= mean_figures([policy_figures], where, settings.policy_learning_rate)
             scores = selection.scores()
-            improved = best.offer(selection.main(scores), episode, scores, student)
-            log_pis = log_pis.detach()
-            reward = rewards.sum().item()
+            chosen = selection.main(scores)
+            improved = best.offer(chosen, episode, scores, student)
+            log_pis, reward = log_pis.detach(), rewards.sum().item()
             bar.update()
-            bar.set_postfix(loss=f"{figures['loss']:.4f}", reward=f"{reward:.3f}", score=f"{selection.main(scores):.4f}",
-                            best=f"{best.score:.4f}")
+            bar.set_postfix(loss=f"{figures['loss']:.4f}", reward=f"{reward:.3f}", score=f"{chosen:.4f}", best=f"{best.score:.4f}")
             log.event(phase="mpdistil", episode=episode, **figures, reward=reward,
                       entropy=torch.stack([entropy(row) for row in log_pis]).mean().item(), learning_rate=settings.learning_rate,
                       scores=scores, best=improved, seconds=time.perf_counter() - start)
-            log.trajectory(episode=episode, actions=[names[action] for action in chosen], rewards=rewards.tolist(),
+            log.trajectory(episode=episode, actions=[parts.names[action] for action in used],
+                           credited=[parts.names[action] for action in credited], rewards=rewards.tolist(),
                            advantages=advantages.tolist(), probabilities=log_pis.exp().tolist())
-    best.restore(student)
-    student.eval()
+    finish_best(best, student, "mpdistil")
     return best

@@ -8,7 +8,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,36 @@ def seeded_generator(seed, *names):
     return torch.Generator().manual_seed(derive_seed(seed, *names))
 
 
+class Draws:
+    """Everything random that a phase's loop draws: batch orders and actions, from a generator per purpose that hangs on
+    nothing but the seed, the phase and the purpose; with data_order "global_generator" all from torch's global one, which
+    dropout uses too (METHOD.md row 19)."""
+
+    def __init__(self, seed, phase, data_order):
+        self.seed, self.phase, self.data_order, self.generators = seed, phase, data_order, {}
+        torch.manual_seed(derive_seed(seed, phase, "dropout"))
+
+    def generator(self, *purpose):
+        if self.data_order == "global_generator":
+            return None
+        if purpose not in self.generators:
+            self.generators[purpose] = seeded_generator(self.seed, self.phase, *purpose)
+        return self.generators[purpose]
+
+    def batches(self, size, batch_size, *purpose):
+        """One pass over `size` examples in random order: a list of arrays of indices, the last one shorter."""
+        order = torch.randperm(size, generator=self.generator(*purpose)).numpy()
+        return [order[start:start + batch_size] for start in range(0, size, batch_size)]
+
+    def pick(self, count, *purpose):
+        """A whole number below count, all equally likely."""
+        return int(torch.randint(count, (1,), generator=self.generator(*purpose)))
+
+    def action(self, probabilities):
+        """An action drawn from probabilities: (actions)."""
+        return int(torch.multinomial(probabilities.cpu(), 1, generator=self.generator("actions")))
+
+
 # --- how inputs are built (METHOD.md rows 1 to 3, `paper`) -----------------------------------------------------------
 
 def mark(text, start, end, sign):
@@ -40,7 +70,7 @@ def mark(text, start, end, sign):
 
 def build_pair(first, second):
     """Builder of the tasks whose two texts go in as they are."""
-    return lambda record, notes: [(record[first], record[second])]
+    return lambda record, notes: [(str(record[first]), str(record[second]))]
 
 
 def build_copa(record, notes):
@@ -148,6 +178,16 @@ TASKS = {task.name: task for task in (
 )}
 
 
+def protocol_task(task, protocol):
+    """The table's entry as the protocol reads it. The released code takes the first two text columns of every task, WSC's
+    second one being the pronoun's partner's word number (METHOD.md rows 1 to 3)."""
+    released = {"COPA": (protocol.copa_input == "first_choice", ("premise", "choice1")),
+                "WiC": (protocol.wic_input == "first_sentence", ("word", "sentence1")),
+                "WSC": (protocol.wsc_input == "span_index", ("text", "span1_index"))}
+    applies, columns = released.get(task.name, (False, None))
+    return replace(task, kind="classification", build=build_pair(*columns)) if applies else task
+
+
 def find_task(name, flag="--task"):
     """The table's entry for `name` in any case."""
     for task in TASKS.values():
@@ -239,8 +279,9 @@ def parse_label(value, task, where, as_class_number=False):
     return number
 
 
-def build_examples(task, records, source, as_class_number=False):
-    """The Examples of a split: records checked and turned into texts. Refuses duplicate idx, half-labelled and empty splits."""
+def build_examples(task, records, source, as_class_number=False, text_case="as_is"):
+    """The Examples of a split: records checked and turned into texts, lower-cased where text_case is "lower" (METHOD.md
+    row 5). Refuses duplicate idx, half-labelled and empty splits."""
     examples, first_place = [], {}
     for where, record in records:
         values = {name: parse_field(record, name, kind, where) for name, kind in task.fields.items()}
@@ -255,6 +296,8 @@ def build_examples(task, records, source, as_class_number=False):
             pairs = task.build(values, notes)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
+        if text_case == "lower":
+            pairs = [(first.lower(), second.lower()) for first, second in pairs]
         label = parse_label(record.get("label"), task, where, as_class_number)
         examples.append(Example(record["idx"], pairs, label, where, notes))
     if not examples:
@@ -276,13 +319,13 @@ LAYOUTS = (("jsonl", read_jsonl, {"train": "train.jsonl", "dev": "val.jsonl", "t
            ("tsv", read_tsv, {"train": "train.tsv", "quiz": "held.tsv", "dev": "dev.tsv", "test": "test.tsv"}))
 
 
-def read_task(task, data_dir, parts):
+def read_task(task, data_dir, parts, text_case="as_is"):
     """{split: Examples} of those `parts` (train, quiz, dev, test) that data_dir has, from any of the three layouts.
 
     train must be there, and dev where it is asked for; test and the released layout's quiz (held.tsv) are optional.
     """
     if data_dir == "hub":
-        return read_hub(task, parts)
+        return read_hub(task, parts, text_case)
     folder = task_folder(data_dir, task)
     if folder is None:
         raise InputError(f"--data_dir {data_dir}: no folder {task.name} found, expected {task.name}/train.jsonl (official layout) "
@@ -296,13 +339,13 @@ def read_task(task, data_dir, parts):
     for part in parts:
         path = folder / names[part] if part in names else None
         if path is not None and path.is_file():
-            splits[part] = build_examples(task, read(path, task), path)
+            splits[part] = build_examples(task, read(path, task), path, text_case=text_case)
         elif part == "dev":
             raise InputError(f"{path}: no such file, expected the labelled validation split of {task.name}")
     return splits
 
 
-def read_hub(task, parts):
+def read_hub(task, parts, text_case):
     """read_task for `--data_dir hub`: aps/super_glue through `datasets`, from its cache when offline."""
     from datasets import load_dataset
     from datasets.utils.logging import set_verbosity_error
@@ -320,7 +363,7 @@ def read_hub(task, parts):
     names = {"train": "train", "dev": "validation", "test": "test"}
     return {part: build_examples(task, ((f"aps/super_glue/{config}/{names[part]}:{number}", row)
                                         for number, row in enumerate(data[names[part]], 1)),
-                                 f"aps/super_glue/{config}/{names[part]}", as_class_number=True)
+                                 f"aps/super_glue/{config}/{names[part]}", as_class_number=True, text_case=text_case)
             for part in parts if part in names and names[part] in data}
 
 
@@ -384,6 +427,7 @@ class Split:
     token_type_ids: np.ndarray | None
     offsets: np.ndarray
     pad_ids: tuple
+    pad_to: int | None
     truncated: int
     checksum: str
     notes: dict
@@ -404,11 +448,12 @@ class Split:
         return (np.asarray(indices)[:, None] * self.task.rows + np.arange(self.task.rows)).reshape(-1)
 
     def batch(self, indices, device="cpu"):
-        """The Batch of these examples, padded on the right to their longest row."""
+        """The Batch of these examples, padded on the right to their longest row, or to pad_to tokens."""
         rows = self.rows(indices)
         starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
-        inside = np.arange(lengths.max()) < lengths[:, None]                       # (rows, longest)
-        places = np.where(inside, starts[:, None] + np.arange(lengths.max()), 0)
+        columns = np.arange(self.pad_to or lengths.max())
+        inside = columns < lengths[:, None]                                        # (rows, longest)
+        places = np.where(inside, starts[:, None] + columns, 0)
 
         def padded(flat, pad):
             return torch.from_numpy(np.where(inside, flat[places], pad).astype(np.int64)).to(device)
@@ -430,8 +475,9 @@ def checksum_examples(task, examples):
     return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
 
 
-def encode_split(task, name, examples, tokenizer, max_seq_length):
-    """Tokenise examples once. Longer rows are cut, the longer text first (METHOD.md row 7); the cut examples are counted."""
+def encode_split(task, name, examples, tokenizer, max_seq_length, cls_segment="tokenizer", padding="longest"):
+    """Tokenise examples once. Longer rows are cut, the longer text first (METHOD.md row 7); the cut examples are counted.
+    cls_segment "one": the first token's segment is 1 (row 4). padding "max_length": to max_seq_length always (row 6)."""
     pairs = [pair for example in examples for pair in example.pairs]
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
     encoded = tokenizer(first, second, truncation=False, verbose=False)
@@ -444,19 +490,23 @@ def encode_split(task, name, examples, tokenizer, max_seq_length):
             ids[row] = cut["input_ids"][place]
             if types is not None:
                 types[row] = cut["token_type_ids"][place]
+    if types is not None and cls_segment == "one":
+        types = [[1, *row[1:]] for row in types]
     offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in ids])])
     return Split(task=task, name=name, idx=[example.idx for example in examples], where=[example.where for example in examples],
                  labels=torch.tensor([example.label for example in examples]),
                  input_ids=np.concatenate(ids).astype(np.int32),
                  token_type_ids=None if types is None else np.concatenate(types).astype(np.int8),
                  offsets=offsets, pad_ids=(tokenizer.pad_token_id, getattr(tokenizer, "pad_token_type_id", 0)),
+                 pad_to=max_seq_length if padding == "max_length" else None,
                  truncated=len({row // task.rows for row in long}), checksum=checksum_examples(task, examples),
                  notes=dict(sorted(sum((example.notes for example in examples), Counter()).items())))
 
 
-def load_task(task, data_dir, tokenizer, max_seq_length, split_seed, quiz_batch_size, parts=("train", "quiz", "dev", "test")):
+def load_task(task, data_dir, tokenizer, max_seq_length, split_seed, quiz_batch_size, parts=("train", "quiz", "dev", "test"),
+              text_case="as_is", **encoding):
     """{split name: Split} of a task: those `parts` that there are; train and quiz must be labelled, and quiz fill a batch."""
-    examples = read_task(task, data_dir, [part for part in ("train", "quiz", "dev", "test") if part in parts or part == "train"])
+    examples = read_task(task, data_dir, [part for part in ("train", "quiz", "dev", "test") if part in parts or part == "train"], text_case)
     source = examples["train"][0].where.rsplit(":", 1)[0]
     if examples["train"][0].label < 0:
         raise InputError(f"{source}: no labels found, expected every training example to have one")
@@ -469,16 +519,16 @@ def load_task(task, data_dir, tokenizer, max_seq_length, split_seed, quiz_batch_
                          f"{source}), expected at least one whole batch; lower it or leave {task.name} out of --tasks")
     if not examples["train"]:
         raise InputError(f"{source}: no examples left for train; expected at least two")
-    return {name: encode_split(task, name, examples[name], tokenizer, max_seq_length)
+    return {name: encode_split(task, name, examples[name], tokenizer, max_seq_length, **encoding)
             for name in parts if name in examples}
 
 
-def load_data(args, main_task, tasks, tokenizer):
+def load_data(args, main_task, tasks, tokenizer, protocol):
     """(splits of the main task by name, {curriculum task: its quiz Split} in the order of `tasks`)."""
-    read = [load_task(task, args.data_dir, tokenizer, args.max_seq_length, args.split_seed, args.val_dataloader_size,
-                      *([] if task is main_task else [("quiz",)])) for task in tasks]
-    data = read[tasks.index(main_task)]
-    return data, {task.name: splits["quiz"] for task, splits in zip(tasks, read)}
+    read = {task.name: load_task(task, args.data_dir, tokenizer, args.max_seq_length, args.split_seed, args.val_dataloader_size,
+                                 ("train", "quiz", "dev", "test") if task.name == main_task.name else ("quiz",), protocol.text_case,
+                                 cls_segment=protocol.cls_segment, padding=protocol.padding) for task in tasks}
+    return read[main_task.name], {name: splits["quiz"] for name, splits in read.items()}
 
 
 def check_selection(select_on, data):
@@ -486,12 +536,6 @@ def check_selection(select_on, data):
     if not data[select_on].labelled:
         raise InputError(f"--select_on {select_on}: {data[select_on].where[0]} has no label; expected a labelled {select_on} split, "
                          "or --select_on quiz")
-
-
-def shuffled_batches(size, batch_size, generator):
-    """One pass over `size` examples in an order drawn from generator: a list of arrays of indices, the last one shorter."""
-    order = torch.randperm(size, generator=generator).numpy()
-    return [order[start:start + batch_size] for start in range(0, size, batch_size)]
 
 
 def batches_by_length(split, batch_size):

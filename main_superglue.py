@@ -7,120 +7,207 @@ The run's folder (--output_dir) ends with result.json, predictions and the disti
 under --phase_dir and reused by runs to which they apply.
 """
 import copy
+import functools
 import sys
+from dataclasses import asdict
 
 from arguments import loss_name, parse_arguments
 
+if __name__ == "__main__":
+    parsed = parse_arguments()  # before torch and transformers, whose seconds --help and a mistyped flag need not wait for
+
+from curriculum import CurriculumTraining, Policy, train_curriculum  # noqa: E402
+from data_utils import Draws, InputError, check_selection, curriculum_tasks, find_task, load_data, protocol_task  # noqa: E402
+from meta_policy import (Distillation, MetaTraining, Selection, Training, TrainingError, alternate_phases, distill_student,  # noqa: E402
+                         distillation_epochs, meta_teacher_epochs, train_meta_teacher, train_teacher)
+from models import (FrozenEncoder, load_heads, load_model, load_weights, open_checkpoints, predict, predict_heads,  # noqa: E402
+                    resolve_device, save_heads, save_model)
+from protocols import resolve_protocol  # noqa: E402
+from run_folder import PhaseStore, RunFolder, finished_result, say_result  # noqa: E402
+
 
 def run(args):
-    """Check everything, run the four phases in order, write result.json; returns the exit code."""
-    # Imported here: torch and transformers take seconds that --help and a mistyped flag need not wait for.
-    from curriculum import CurriculumTraining, Policy, train_curriculum
-    from data_utils import check_selection, curriculum_tasks, find_task, load_data
-    from meta_policy import Distillation, MetaTraining, Selection, Training, distill_student, train_meta_teacher, train_teacher
-    from models import (FrozenEncoder, load_heads, load_model, load_weights, open_checkpoints, predict, predict_heads, resolve_device,
-                        save_heads, save_model)
-    from run_folder import PhaseStore, RunFolder, finished_result, say_result
-
+    """The four phases in order; returns the exit code."""
+    protocol = resolve_protocol(args.protocol, args.set)
+    args.protocol_choices = asdict(protocol)
     finished = finished_result(args)
     if finished:
         print(f"{args.output_dir} holds this run, finished; nothing to do")
         say_result(finished, args.output_dir, print)
         return 0
-    task = find_task(args.task)
-    tasks = curriculum_tasks(args.tasks, task, args.data_dir)
-    names, bf16 = [task.name for task in tasks], args.precision == "bf16"
-    device = resolve_device(args.device, args.precision)
-    checkpoints = open_checkpoints(args)
-    data, quiz = load_data(args, task, tasks, checkpoints.tokenizer)
-    check_selection(args.select_on, data)
+    setting = Setting(args, protocol)
 
-    log = RunFolder(args, task, data, quiz, checkpoints)
-    store = PhaseStore(args.phase_dir, log)
-    looked_at = {name: data[name] for name in ("dev", "quiz") if name == args.select_on or (name == "dev" and data["dev"].labelled)}
-
-    def settings(kind, epochs, batch_size, learning_rate, **more):
-        return kind(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=args.weight_decay,
-                    max_grad_norm=args.max_grad_norm, seed=args.seed, select_on=args.select_on, eval_batch_size=args.eval_batch_size,
-                    device=device.type, precision=args.precision, **more)
-
-    def checksums(*splits):
-        return {"max_seq_length": args.max_seq_length, **{name: data[name].checksum for name in (*splits, *looked_at)}}
-
-    def selection(predict_split):
-        return Selection(predict_split, looked_at, args.select_on)
-
-    def model_parts(model):
-        return {"save": lambda folder: save_model(model, folder, [task.name], checkpoints.tokenizer),
-                "load": lambda folder: load_weights(model, folder, [task.name])}
-
-    def predictor(model):
-        return lambda split: predict(model, split, args.eval_batch_size, device)
-
-    # Phase 1: the teacher is fine-tuned on train. Its encoder never changes again.
-    teacher = load_model(checkpoints.teacher, tasks, args.seed, "teacher", bf16=bf16).to(device)
-    teacher_settings = settings(Training, args.teacher_epochs, args.train_dataloader_size, args.teacher_learning_rate)
-    teacher_phase = store.run(
-        "teacher", teacher_settings, {"checkpoint": checkpoints.teacher_sha256, **checksums("train")}, teacher, **model_parts(teacher),
-        compute=lambda: train_teacher(teacher, data["train"], teacher_settings, selection(predictor(teacher)), log))
-    log.add_row("teacher", store, teacher_phase, predictor(teacher))
-    teacher_outputs = FrozenEncoder(teacher.encoder, args.eval_batch_size, device)
+    teacher, teacher_outputs, teacher_phase = fine_tune(setting)
     if args.stop_after == "teacher":
-        return log.finish(store)
-
-    # Phase 2: the student is distilled on train; without the teacher too if its row is asked for.
-    def student_phase(phase, alpha, beta, heads, outputs, inputs):
-        student = load_model(checkpoints.student, tasks, args.seed, "student", args.nlayers, bf16).to(device)
-        student_settings = settings(Distillation, args.epochs, args.train_dataloader_size, args.learning_rate, nlayers=args.nlayers,
-                                    temperature=args.temperature, alpha=alpha, beta=beta)
-        done = store.run(
-            phase, student_settings, {"checkpoint": checkpoints.student_sha256, **inputs, **checksums("train")}, student,
-            **model_parts(student), compute=lambda: distill_student(phase, student, heads, outputs, data["train"], student_settings,
-                                                                    selection(predictor(student)), log))
-        log.add_row(phase, store, done, predictor(student))
-        return student, done
+        return setting.log.finish(setting.store)
 
     if args.undistilled:
-        student_phase("student", 0.0, 0.0, None, None, {})
-    student, kd_phase = student_phase("kd", args.alpha, args.beta, teacher.heads, teacher_outputs, {"teacher": teacher_phase.identity})
+        train_undistilled(setting)
+    pair = Pair(setting, teacher, teacher_outputs)
+    kd_phase = distill(setting, pair, teacher_phase)
     if args.stop_after == "kd":
-        return log.finish(store)
+        return setting.log.finish(setting.store)
 
-    # Phase 3: the meta-teacher, a copy of the teacher's heads, learns on quiz from both encoders' pooled outputs.
-    meta_teacher = copy.deepcopy(teacher.heads)
-    meta_settings = settings(MetaTraining, args.meta_epochs, args.val_dataloader_size, args.meta_learning_rate, loss=loss_name(args))
-    student_outputs = FrozenEncoder(student.encoder, args.eval_batch_size, device)
-
-    def predict_meta_teacher(split):
-        return predict_heads(meta_teacher, teacher_outputs, split)
-
-    meta_phase = store.run(
-        "meta_teacher", meta_settings, {"teacher": teacher_phase.identity, "kd": kd_phase.identity, **checksums("quiz")}, meta_teacher,
-        save=lambda folder: save_heads(meta_teacher, folder, [task.name]),
-        load=lambda folder: load_heads(meta_teacher, folder, [task.name]),
-        compute=lambda: train_meta_teacher(meta_teacher, teacher_outputs, student_outputs, data["quiz"], meta_settings,
-                                           selection(predict_meta_teacher), log))
-    log.add_row("meta_teacher", store, meta_phase, predict_meta_teacher)
+    teach_to_teach(setting, pair, teacher_phase, kd_phase)
     if args.stop_after == "meta_teacher":
-        return log.finish(store)
+        return setting.log.finish(setting.store)
 
-    # Phase 4: the policy picks the tasks whose quiz batches train the student further.
-    policy = Policy(student.state_predictor.in_features, len(names), args.seed).to(device)
-    curriculum_settings = settings(CurriculumTraining, args.num_episodes, args.val_dataloader_size, args.learning_rate,
-                                   policy_learning_rate=args.meta_learning_rate, reward=args.reward_function, curriculum=args.curriculum)
-    with log.timed("mpdistil"):
-        best = train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, task.name, curriculum_settings,
-                                selection(predictor(student)), log)
-    log.save_student(student, policy, names, checkpoints.tokenizer)
-    log.add_final_row(best, predictor(student))
-    return log.finish(store)
+    follow_curriculum(setting, pair)
+    return setting.log.finish(setting.store)
 
 
-def main(argv=None):
-    """Run with these arguments. Exit codes: 0 done, 1 the run failed, 2 something given cannot be used."""
-    args = parse_arguments(argv)
-    from data_utils import InputError
-    from meta_policy import TrainingError
+class Setting:
+    """What all phases share: the checked inputs, the run's folder and the store of finished phases."""
+
+    def __init__(self, args, protocol):
+        self.args, self.protocol = args, protocol
+        self.task = protocol_task(find_task(args.task), protocol)
+        self.tasks = [protocol_task(task, protocol) for task in curriculum_tasks(args.tasks, self.task, args.data_dir)]
+        self.device, self.bf16 = resolve_device(args.device, args.precision), args.precision == "bf16"
+        self.checkpoints = open_checkpoints(args)
+        self.data, self.quiz = load_data(args, self.task, self.tasks, self.checkpoints.tokenizer, protocol)
+        check_selection(args.select_on, self.data)
+        self.looked_at = {name: split for name, split in self.data.items()
+                          if name == args.select_on or (name == "dev" and split.labelled)}
+        self.log = RunFolder(args, self.task, self.data, self.quiz, self.checkpoints)
+        self.store = PhaseStore(args.phase_dir, self.log)
+
+    def training(self, kind, epochs, batch_size, learning_rate, **more):
+        """The settings of a phase: a dataclass `kind`, whose fields are all that the phase may read."""
+        args = self.args
+        more |= {name: value for name, value in args.protocol_choices.items() if name in kind.__dataclass_fields__}
+        return kind(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=args.weight_decay,
+                    max_grad_norm=args.max_grad_norm, seed=args.seed, select_on=args.select_on, eval_batch_size=args.eval_batch_size,
+                    device=self.device.type, precision=args.precision, **more)
+
+    def inputs(self, *splits, **others):
+        """What a phase reads, for its identity: checksums of splits, how they are encoded, and `others`."""
+        encoding = {"max_seq_length": self.args.max_seq_length, "cls_segment": self.protocol.cls_segment, "padding": self.protocol.padding}
+        return {**encoding, **{name: self.data[name].checksum for name in (*splits, *self.looked_at)}, **others}
+
+    def selection(self, predict_split):
+        return Selection(predict_split, self.looked_at, self.args.select_on, self.protocol.selection)
+
+    def draws(self, phase):
+        return Draws(self.args.seed, phase, self.protocol.data_order)
+
+    def predictor(self, model):
+        return lambda split: predict(model, split, self.args.eval_batch_size, self.device)
+
+    def frozen(self, model):
+        return FrozenEncoder(model.encoder, self.args.eval_batch_size, self.device)
+
+    def new_student(self):
+        """The first n layers of the pre-trained checkpoint, with new heads."""
+        return load_model(self.checkpoints.student, self.tasks, self.args.seed, "student", self.args.nlayers, self.bf16).to(self.device)
+
+    def distillation(self, alpha, beta):
+        args = self.args
+        return self.training(Distillation, args.epochs, args.train_dataloader_size, args.learning_rate, nlayers=args.nlayers,
+                             temperature=args.temperature, alpha=alpha, beta=beta)
+
+    def model_phase(self, name, model, settings, inputs, compute):
+        """A phase that trains a whole Model, and its row."""
+        phase = self.store.run(name, settings, inputs, model, compute=compute,
+                               save=lambda folder: save_model(model, folder, [self.task.name], self.checkpoints.tokenizer),
+                               load=lambda folder: load_weights(model, folder, [self.task.name]))
+        self.log.add_row(name, self.store, phase, self.predictor(model))
+        return phase
+
+
+class Pair:
+    """What phases 2 to 4 move: the student, and the meta-teacher, which starts as a copy of the teacher's heads. The
+    encoders are asked for outputs by example: the teacher's never changes after phase 1."""
+
+    def __init__(self, setting, teacher, teacher_outputs):
+        args = setting.args
+        self.teacher_heads, self.teacher_outputs = teacher.heads, teacher_outputs
+        self.student, self.meta_teacher = setting.new_student(), copy.deepcopy(teacher.heads)
+        self.student_outputs = setting.frozen(self.student)
+        self.kd_settings = setting.distillation(args.alpha, args.beta)
+        self.meta_settings = setting.training(MetaTraining, args.meta_epochs, args.val_dataloader_size, args.meta_learning_rate,
+                                              loss=loss_name(args))
+        self.setting, self.alternating = setting, setting.protocol.phase_order == "alternating"
+
+    def predict_meta_teacher(self, split):
+        return predict_heads(self.meta_teacher, self.teacher_outputs, split)
+
+    @functools.cached_property
+    def alternated(self):
+        """Both Bests where phases 2 and 3 alternate, from the beginning whichever of them was found finished."""
+        setting = self.setting
+        self.student.load_state_dict(setting.new_student().state_dict())
+        self.meta_teacher.load_state_dict(self.teacher_heads.state_dict())
+        kd = distillation_epochs("kd", self.student, self.meta_teacher, self.teacher_outputs, setting.data["train"], self.kd_settings,
+                                 setting.selection(setting.predictor(self.student)), setting.draws("kd"), setting.log)
+        meta_teacher = meta_teacher_epochs(self.meta_teacher, self.teacher_outputs, self.student_outputs, setting.data["quiz"],
+                                           self.meta_settings, setting.selection(self.predict_meta_teacher),
+                                           setting.draws("meta_teacher"), setting.log, student_moves=True)
+        return alternate_phases(kd, meta_teacher, setting.log)
+
+
+def fine_tune(setting):
+    """Phase 1: the teacher is fine-tuned on train. Returns it, its encoder's outputs by example, and the finished phase."""
+    args, train = setting.args, setting.data["train"]
+    teacher = load_model(setting.checkpoints.teacher, setting.tasks, args.seed, "teacher", bf16=setting.bf16).to(setting.device)
+    settings = setting.training(Training, args.teacher_epochs, args.train_dataloader_size, args.teacher_learning_rate)
+    phase = setting.model_phase(
+        "teacher", teacher, settings, setting.inputs("train", checkpoint=setting.checkpoints.teacher_sha256),
+        compute=lambda: train_teacher(teacher, train, settings, setting.selection(setting.predictor(teacher)), setting.draws("teacher"),
+                                      setting.log))
+    return teacher, setting.frozen(teacher), phase
+
+
+def train_undistilled(setting):
+    """The row `student`: phase 2 without a teacher (alpha = 0, beta = 0)."""
+    student, settings = setting.new_student(), setting.distillation(alpha=0.0, beta=0.0)
+    setting.model_phase(
+        "student", student, settings, setting.inputs("train", checkpoint=setting.checkpoints.student_sha256),
+        compute=lambda: distill_student("student", student, None, None, setting.data["train"], settings,
+                                        setting.selection(setting.predictor(student)), setting.draws("student"), setting.log))
+
+
+def distill(setting, pair, teacher_phase):
+    """Phase 2: the student learns on train from the labels and the teacher. Returns the finished phase."""
+    inputs = setting.inputs("train", checkpoint=setting.checkpoints.student_sha256, teacher=teacher_phase.identity)
+    if pair.alternating:
+        inputs |= setting.inputs("quiz", meta_teacher=asdict(pair.meta_settings))
+        return setting.model_phase("kd", pair.student, pair.kd_settings, inputs, compute=lambda: pair.alternated[0])
+    return setting.model_phase(
+        "kd", pair.student, pair.kd_settings, inputs,
+        compute=lambda: distill_student("kd", pair.student, pair.teacher_heads, pair.teacher_outputs, setting.data["train"],
+                                        pair.kd_settings, setting.selection(setting.predictor(pair.student)), setting.draws("kd"),
+                                        setting.log))
+
+
+def teach_to_teach(setting, pair, teacher_phase, kd_phase):
+    """Phase 3: the meta-teacher's head learns on quiz from both encoders' pooled outputs."""
+    names = [setting.task.name]
+    phase = setting.store.run(
+        "meta_teacher", pair.meta_settings, setting.inputs("quiz", teacher=teacher_phase.identity, kd=kd_phase.identity),
+        pair.meta_teacher, save=lambda folder: save_heads(pair.meta_teacher, folder, names),
+        load=lambda folder: load_heads(pair.meta_teacher, folder, names),
+        compute=lambda: pair.alternated[1] if pair.alternating else train_meta_teacher(
+            pair.meta_teacher, pair.teacher_outputs, pair.student_outputs, setting.data["quiz"], pair.meta_settings,
+            setting.selection(pair.predict_meta_teacher), setting.draws("meta_teacher"), setting.log))
+    setting.log.add_row("meta_teacher", setting.store, phase, pair.predict_meta_teacher)
+
+
+def follow_curriculum(setting, pair):
+    """Phase 4: the policy picks the tasks whose quiz batches train the student further."""
+    args, names = setting.args, list(setting.quiz)
+    policy = Policy(pair.student.state_predictor.in_features, len(names), args.seed).to(setting.device)
+    settings = setting.training(CurriculumTraining, args.num_episodes, args.val_dataloader_size, args.learning_rate,
+                                policy_learning_rate=args.meta_learning_rate, reward=args.reward_function, curriculum=args.curriculum)
+    with setting.log.timed("mpdistil"):
+        best = train_curriculum(pair.student, pair.meta_teacher, policy, pair.teacher_outputs, setting.quiz, setting.task.name, settings,
+                                setting.selection(setting.predictor(pair.student)), setting.draws("mpdistil"), setting.log)
+    setting.log.save_student(pair.student, policy, names, setting.checkpoints.tokenizer)
+    setting.log.add_final_row(best, setting.predictor(pair.student))
+
+
+def main(args):
+    """Run with parsed arguments. Exit codes: 0 done, 1 the run failed, 2 something given cannot be used."""
     try:
         return run(args)
     except InputError as error:
@@ -132,4 +219,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(parsed))

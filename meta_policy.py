@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
-from data_utils import derive_seed, seeded_generator, shuffled_batches
 from metrics import Best, score
+from models import set_training
 
 
 class TrainingError(Exception):
@@ -73,6 +73,11 @@ class Training:
     eval_batch_size: int
     device: str
     precision: str
+    dropout: str          # from here on, choices of the protocol
+    weight_decay_on: str
+    selection: str
+    data_order: str
+    zero_grad: str
 
 
 @dataclass(frozen=True)
@@ -92,101 +97,145 @@ class MetaTraining(Training):
 
 @dataclass(frozen=True)
 class Selection:
-    """Scores of a model on the splits that are looked at, and which of them selects.
+    """Scores of a model on the splits that are looked at, and which of them selects (METHOD.md row 18).
 
-    predict(split): logits (examples, classes) of the model as it is now. splits: name -> Split, those scored.
+    predict(split): logits (examples, classes) of the model as it is now. splits: name -> Split, those scored. rule:
+    "main_metric" of the task, or "f1_or_accuracy", which also keeps nothing that scores 0.
     """
     predict: Callable
     splits: dict
     select_on: str
+    rule: str
 
     def scores(self):
-        """{split name: what metrics.score gives}."""
-        return {name: score(split.task, self.predict(split).argmax(-1), split.labels) for name, split in self.splits.items()}
+        """{split name: what metrics.score gives, and the mean cross-entropy as loss}."""
+        logits = {name: self.predict(split) for name, split in self.splits.items()}
+        return {name: {**score(split.task, logits[name].argmax(-1), split.labels),
+                       "loss": F.cross_entropy(logits[name], split.labels).item()} for name, split in self.splits.items()}
 
     def main(self, scores):
-        """The figure that selects: the task's main metric on the selecting split."""
-        return scores[self.select_on][self.splits[self.select_on].task.metrics[0]]
+        """The figure that selects, on the selecting split."""
+        metrics = self.splits[self.select_on].task.metrics
+        return scores[self.select_on]["f1" if self.rule == "f1_or_accuracy" and "f1" in metrics else metrics[0]]
+
+    def best(self):
+        """An empty Best for this rule."""
+        return Best(0.0) if self.rule == "f1_or_accuracy" else Best()
 
 
-def make_optimizer(module, learning_rate, weight_decay):
-    """AdamW with decay on matrices only, not on biases and LayerNorm, which are the vectors (METHOD.md row 9)."""
-    matrices = [p for p in module.parameters() if p.ndim > 1]
-    vectors = [p for p in module.parameters() if p.ndim <= 1]
-    return torch.optim.AdamW([{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+def make_optimizer(module, learning_rate, settings):
+    """AdamW; weight_decay_on "matrices": no decay on biases and LayerNorm, which are the vectors (METHOD.md row 9)."""
+    decayed, spared = [], []
+    for parameter in module.parameters():
+        (spared if settings.weight_decay_on == "matrices" and parameter.ndim <= 1 else decayed).append(parameter)
+    return torch.optim.AdamW([{"params": decayed, "weight_decay": settings.weight_decay}, {"params": spared, "weight_decay": 0.0}],
                              lr=learning_rate, fused=True)
 
 
-def update(loss, module, optimizer, max_grad_norm):
-    """One step: backward, clip the L2 norm of all gradients, step, forget the gradients. Returns the norm before clipping."""
+def backward(loss, module, max_grad_norm):
+    """Add the loss's gradients to the module's and clip the L2 norm of all of them. Returns the norm before clipping."""
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm)
+    return torch.nn.utils.clip_grad_norm_(module.parameters(), max_grad_norm).detach()
+
+
+def apply_gradients(optimizer, settings):
+    """Step, then forget the gradients: to None, or, as torch did before 2.0, to zeros, which AdamW still moves weights
+    by through momentum and decay (METHOD.md row 20)."""
     optimizer.step()
-    optimizer.zero_grad()
-    return norm.detach()
+    optimizer.zero_grad(set_to_none=settings.zero_grad == "none")
 
 
 def mean_figures(steps, where, learning_rate):
     """Means over steps of their figures, fetched from the device once. steps: a list of {name: scalar tensor}.
     TrainingError at the first figure that is not finite."""
-    table = torch.stack([torch.stack([value.detach().float() for value in step.values()]) for step in steps]).cpu()
+    table = torch.stack([torch.stack([value.detach().double() for value in step.values()]) for step in steps]).cpu()
     bad = (~table.isfinite()).nonzero()
     if len(bad):
         step, column = bad[0].tolist()
         raise TrainingError(f"{where}, step {step + 1}: {list(steps[0])[column]} is {table[step, column].item()} at learning rate "
                             f"{learning_rate:g}; finished phases are kept: lower the rate or --max_grad_norm and use another --output_dir")
-    return dict(zip(steps[0], table.double().mean(0).tolist()))
+    return dict(zip(steps[0], table.mean(0).tolist()))
 
 
-def run_epochs(phase, module, split, step, settings, selection, log):
-    """Epochs of step(indices) over shuffled batches of split; the module ends with its best epoch's weights.
+class Epochs:
+    """The epochs of a phase: step(indices) over shuffled batches of split, scores after each, the best weights kept.
 
-    step trains on one batch and returns its figures as {name: scalar tensor}, `loss` among them. Returns the Best.
+    step trains on one batch and returns its figures as {name: scalar tensor}, `loss` among them. draws: a Draws.
+    fresh: the module was never evaluated before (for the choice `dropout`). before: called as an epoch begins.
     """
-    order = seeded_generator(settings.seed, phase, "order")
-    torch.manual_seed(derive_seed(settings.seed, phase, "dropout"))
-    best = Best()
-    with log.progress(phase, settings.epochs * -(-len(split) // settings.batch_size)) as bar:
-        for epoch in range(1, settings.epochs + 1):
-            start, steps = time.perf_counter(), []
-            module.train()
-            for indices in shuffled_batches(len(split), settings.batch_size, order):
-                steps.append(step(indices))
-                bar.update()
-            figures = mean_figures(steps, f"phase {phase}, epoch {epoch}", settings.learning_rate)
-            scores = selection.scores()
-            improved = best.offer(selection.main(scores), epoch, scores, module)
-            bar.set_postfix(loss=f"{figures['loss']:.4f}", score=f"{selection.main(scores):.4f}", best=f"{best.score:.4f}")
-            log.event(phase=phase, epoch=epoch, **figures, learning_rate=settings.learning_rate, scores=scores, best=improved,
-                      seconds=time.perf_counter() - start)
+
+    def __init__(self, phase, module, split, step, settings, selection, draws, log, fresh=True, before=lambda: None):
+        self.phase, self.module, self.split, self.step, self.settings, self.before = phase, module, split, step, settings, before
+        self.selection, self.draws, self.log, self.evaluated = selection, draws, log, not fresh
+        self.best, self.epoch = selection.best(), 0
+
+    def run_one(self, bar):
+        """The next epoch."""
+        self.epoch += 1
+        self.before()
+        start, steps, settings = time.perf_counter(), [], self.settings
+        set_training(self.module, settings.dropout, self.evaluated)
+        for indices in self.draws.batches(len(self.split), settings.batch_size, "order"):
+            steps.append(self.step(indices))
+            bar.update()
+        figures = mean_figures(steps, f"phase {self.phase}, epoch {self.epoch}", settings.learning_rate)
+        scores = self.selection.scores()
+        self.evaluated = True
+        chosen = self.selection.main(scores)
+        improved = self.best.offer(chosen, self.epoch, scores, self.module)
+        bar.set_postfix(loss=f"{figures['loss']:.4f}", score=f"{chosen:.4f}", best=f"{self.best.score:.4f}")
+        self.log.event(phase=self.phase, epoch=self.epoch, **figures, learning_rate=settings.learning_rate, scores=scores, best=improved,
+                       seconds=time.perf_counter() - start)
+
+    def finish(self):
+        """Put the best epoch's weights into the module; returns the Best."""
+        finish_best(self.best, self.module, self.phase)
+        return self.best
+
+    def steps(self):
+        """Steps of the whole phase."""
+        return self.settings.epochs * -(-len(self.split) // self.settings.batch_size)
+
+
+def finish_best(best, module, phase):
+    """Put the best weights into the module, for use without training. TrainingError if nothing was good enough to keep."""
+    if best.weights is None:
+        raise TrainingError(f"phase {phase}: no epoch or episode scored above {best.score:g}, so nothing was kept; train longer, or "
+                            "--set selection=main_metric")
     best.restore(module)
     module.eval()
-    return best
+
+
+def run_epochs(*loops, log):
+    """Run loops of as many epochs, epoch by epoch in turn; returns their Bests."""
+    with log.progress(" and ".join(loop.phase for loop in loops), sum(loop.steps() for loop in loops)) as bar:
+        for _ in range(loops[0].settings.epochs):
+            for loop in loops:
+                loop.run_one(bar)
+    return [loop.finish() for loop in loops]
 
 
 # --- phases 1 to 3 -------------------------------------------------------------------------------------------------------
 
-def train_teacher(teacher, train, settings, selection, log):
+def train_teacher(teacher, train, settings, selection, draws, log):
     """Phase 1. Reads train and the settings; leaves the best epoch's weights in teacher. Returns the Best."""
-    device, optimizer = torch.device(settings.device), make_optimizer(teacher, settings.learning_rate, settings.weight_decay)
+    device, optimizer = torch.device(settings.device), make_optimizer(teacher, settings.learning_rate, settings)
 
     def step(indices):
         batch = train.batch(indices, device)
         logits, _ = teacher(train.task.name, batch)
         loss = F.cross_entropy(logits, batch.labels)
-        return {"loss": loss, "gradient_norm": update(loss, teacher, optimizer, settings.max_grad_norm)}
+        norm = backward(loss, teacher, settings.max_grad_norm)
+        apply_gradients(optimizer, settings)
+        return {"loss": loss, "gradient_norm": norm}
 
-    return run_epochs("teacher", teacher, train, step, settings, selection, log)
+    return run_epochs(Epochs("teacher", teacher, train, step, settings, selection, draws, log), log=log)[0]
 
 
-def distill_student(phase, student, teacher_heads, teacher_outputs, train, settings, selection, log):
-    """Phase 2. Reads train and, by example, the frozen teacher; leaves the best epoch's weights in student.
-
-    phase: "kd", or "student" for the undistilled row (alpha = beta = 0), which needs no teacher: pass None for it.
-    Returns the Best.
-    """
+def distillation_epochs(phase, student, teacher_heads, teacher_outputs, train, settings, selection, draws, log):
+    """The Epochs of phase 2; arguments as in distill_student."""
     task, device = train.task.name, torch.device(settings.device)
-    optimizer = make_optimizer(student, settings.learning_rate, settings.weight_decay)
+    optimizer = make_optimizer(student, settings.learning_rate, settings)
 
     def step(indices):
         batch = train.batch(indices, device)
@@ -197,22 +246,32 @@ def distill_student(phase, student, teacher_heads, teacher_outputs, train, setti
         if teacher_outputs is not None:
             teacher_pooled, teacher_states = teacher_outputs.outputs(train, indices, layers=settings.beta > 0)
             with torch.no_grad():
-                teacher_logits = teacher_heads(task, teacher_pooled)
+                teacher_logits = teacher_heads.eval()(task, teacher_pooled)
             soft = soft_loss(teacher_logits, logits, settings.temperature)
             if settings.beta > 0:
                 pkd = pkd_loss(states, teacher_states[:len(states)])
         loss = distillation_loss(soft, ce, pkd, settings.alpha, settings.beta)
-        norm = update(loss, student, optimizer, settings.max_grad_norm)
+        norm = backward(loss, student, settings.max_grad_norm)
+        apply_gradients(optimizer, settings)
         return {"loss": loss, "ce": ce, "soft": soft, "pkd": pkd, "gradient_norm": norm}
 
-    return run_epochs(phase, student, train, step, settings, selection, log)
+    return Epochs(phase, student, train, step, settings, selection, draws, log)
 
 
-def train_meta_teacher(meta_teacher, teacher_outputs, student_outputs, quiz, settings, selection, log):
-    """Phase 3. meta_teacher: Heads that start as the teacher's. Reads quiz and, by example, both frozen encoders' pooled
-    outputs h_T and h_S; leaves the best pass's weights in meta_teacher. Returns the Best."""
+def distill_student(phase, student, teacher_heads, teacher_outputs, train, settings, selection, draws, log):
+    """Phase 2. Reads train and, by example, the frozen teacher; leaves the best epoch's weights in student.
+
+    phase: "kd", or "student" for the undistilled row (alpha = beta = 0), which needs no teacher: pass None for it.
+    Returns the Best.
+    """
+    epochs = distillation_epochs(phase, student, teacher_heads, teacher_outputs, train, settings, selection, draws, log)
+    return run_epochs(epochs, log=log)[0]
+
+
+def meta_teacher_epochs(meta_teacher, teacher_outputs, student_outputs, quiz, settings, selection, draws, log, student_moves=False):
+    """The Epochs of phase 3; arguments as in train_meta_teacher. student_moves: the student is another one each epoch."""
     task, loss_of = quiz.task.name, META_LOSSES[settings.loss]
-    optimizer = make_optimizer(meta_teacher, settings.learning_rate, settings.weight_decay)
+    optimizer = make_optimizer(meta_teacher, settings.learning_rate, settings)
     all_labels = quiz.labels.to(settings.device)
 
     def step(indices):
@@ -221,8 +280,28 @@ def train_meta_teacher(meta_teacher, teacher_outputs, student_outputs, quiz, set
         logits_student = meta_teacher(task, student_outputs.outputs(quiz, indices)[0])
         loss = loss_of(logits_teacher, logits_student, labels)
         with torch.no_grad():
-            figures = {"loss": loss, "p_teacher": true_class_probability(logits_teacher, labels).mean(),
+            figures = {"loss": loss, "ce_teacher": F.cross_entropy(logits_teacher, labels),
+                       "ce_student": F.cross_entropy(logits_student, labels),
+                       "p_teacher": true_class_probability(logits_teacher, labels).mean(),
                        "p_student": true_class_probability(logits_student, labels).mean()}
-        return {**figures, "gradient_norm": update(loss, meta_teacher, optimizer, settings.max_grad_norm)}
+        norm = backward(loss, meta_teacher, settings.max_grad_norm)
+        apply_gradients(optimizer, settings)
+        return {**figures, "gradient_norm": norm}
 
-    return run_epochs("meta_teacher", meta_teacher, quiz, step, settings, selection, log)
+    # a copy of the teacher's heads, which were evaluated in phase 1
+    return Epochs("meta_teacher", meta_teacher, quiz, step, settings, selection, draws, log, fresh=False,
+                  before=student_outputs.forget if student_moves else lambda: None)
+
+
+def train_meta_teacher(meta_teacher, teacher_outputs, student_outputs, quiz, settings, selection, draws, log):
+    """Phase 3. meta_teacher: Heads that start as the teacher's. Reads quiz and, by example, both frozen encoders' pooled
+    outputs h_T and h_S; leaves the best pass's weights in meta_teacher. Returns the Best."""
+    epochs = meta_teacher_epochs(meta_teacher, teacher_outputs, student_outputs, quiz, settings, selection, draws, log)
+    return run_epochs(epochs, log=log)[0]
+
+
+def alternate_phases(kd, meta_teacher, log):
+    """Phases 2 and 3 as the released code runs them: an epoch of each in turn (METHOD.md row 11). kd distils from the
+    meta-teacher as the epoch before left it; meta_teacher, made with student_moves, reads the student of the same epoch.
+    Both are Epochs of as many epochs. Returns both Bests."""
+    return run_epochs(kd, meta_teacher, log=log)

@@ -20,10 +20,10 @@ def score(task, predictions, labels):
 
 class Best:
     """The first best of a series: keeps a copy of the module's weights whenever a score is strictly greater than all
-    before it (METHOD.md row 18)."""
+    before it and than `floor` (METHOD.md row 18)."""
 
-    def __init__(self):
-        self.score, self.index, self.scores, self.weights = -np.inf, None, None, None
+    def __init__(self, floor=-np.inf):
+        self.score, self.index, self.scores, self.weights = floor, None, None, None
 
     def offer(self, value, index, scores, module):
         """Whether `value` (the selecting score, reached at epoch or episode `index`) is the best so far."""

@@ -193,10 +193,11 @@ class Encoder(nn.Module):
         with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             out = self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=layers, **types)
             pooled = out.pooler_output if self.pooler is None else self.pooler(out.last_hidden_state)
+        dtype = self.pooler_weight.dtype
         if not layers:
-            return pooled.float(), None
-        between = [states[:, 0].float() for states in out.hidden_states[1:-1]]
-        return pooled.float(), torch.stack(between) if between else pooled.new_zeros(0, *pooled.shape)
+            return pooled.to(dtype), None
+        between = [states[:, 0].to(dtype) for states in out.hidden_states[1:-1]]
+        return pooled.to(dtype), torch.stack(between) if between else pooled.new_zeros(0, *pooled.shape, dtype=dtype)
 
 
 class Heads(nn.Module):
@@ -236,6 +237,16 @@ class Model(nn.Module):
         """logits (batch, classes) and pooled (batch * choices, hidden)."""
         pooled, _ = self.encoder(batch)
         return self.heads(task_name, pooled), pooled
+
+
+def set_training(module, dropout, evaluated):
+    """Put a Model or Heads into training. dropout "training": on. "until_first_evaluation": the encoder's stays off and the
+    heads' is on only as long as the module was not `evaluated` (METHOD.md row 8)."""
+    if dropout == "training":
+        module.train()
+    else:
+        module.eval()
+        getattr(module, "heads", module).train(not evaluated)
 
 
 def init_linear(linear, generator):
@@ -318,6 +329,10 @@ class FrozenEncoder:
         rows = torch.from_numpy(split.rows(range(len(split)) if indices is None else indices)).to(self.device)
         pooled, states = self.kept[key]
         return pooled[rows], states[:, rows] if layers else None
+
+    def forget(self):
+        """The encoder has changed: what was kept is no longer true."""
+        self.kept = {}
 
     @torch.no_grad()
     def compute(self, split, layers):

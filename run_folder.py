@@ -211,7 +211,8 @@ class RunFolder:
         args = self.args
         phases = {name: {"identity": phase.identity, "folder": os.path.relpath(phase.folder, self.path), "best": phase.best,
                          "reused": phase.reused} for name, phase in store.done.items()}
-        result = {"task": self.task.name, "protocol": args.protocol, "loss": loss_name(args), "reward": args.reward_function,
+        result = {"task": self.task.name, "protocol": args.protocol, "protocol_choices": args.protocol_choices,
+                  "loss": loss_name(args), "reward": args.reward_function,
                   "curriculum": args.curriculum, "seed": args.seed, "teacher_model": args.teacher_model,
                   "student_model": args.student_model, "nlayers": args.nlayers, "select_on": args.select_on, "rows": self.rows,
                   "seconds": self.seconds, "peak_memory_bytes": peak_memory_bytes(),

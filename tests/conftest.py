@@ -15,6 +15,7 @@ import transformers  # noqa: E402
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 
 import main_superglue  # noqa: E402
+from arguments import parse_arguments  # noqa: E402
 
 torch.set_num_threads(1)  # for tensors this small a second thread costs more than it brings
 SIZES = {"train": 60, "val": 18, "test": 8}
@@ -111,7 +112,7 @@ def command(encoders, data_dir, tmp_path):
             elif value is not None and value is not False:
                 argv += [f"--{name}", str(value)]
         try:
-            code = main_superglue.main(argv)
+            code = main_superglue.main(parse_arguments(argv))
         except SystemExit as stop:  # argparse's own errors
             code = stop.code
         return code, Path(settings["output_dir"])

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoTokenizer
 
 from conftest import ROOT, TASK_NAMES, read_lines
-from data_utils import (TASKS, InputError, batches_by_length, build_examples, encode_split, find_task, load_task, locate_span, read_task,
-                        seeded_generator, shuffled_batches, split_train_quiz)
+from data_utils import (TASKS, Draws, InputError, batches_by_length, build_examples, encode_split, find_task, load_task, locate_span,
+                        read_task, split_train_quiz)
 
 
 def pairs_of(task, **fields):
@@ -181,10 +181,13 @@ def test_truncated_examples_are_counted(encoders):
 
 
 def test_orders_cover_everything_once():
-    batches = shuffled_batches(10, 4, seeded_generator(1, "phase"))
+    batches = Draws(1, "phase", "own_generators").batches(10, 4, "order")
     assert [len(b) for b in batches] == [4, 4, 2] and sorted(np.concatenate(batches)) == list(range(10))
-    same, other = (np.concatenate(shuffled_batches(10, 4, seeded_generator(1, name))) for name in ("phase", "another phase"))
-    assert np.array_equal(np.concatenate(batches), same) and not np.array_equal(same, other)
+    same = Draws(1, "phase", "own_generators")
+    same.batches(10, 4, "another purpose")                                  # other purposes and phases do not interfere
+    same, other = same.batches(10, 4, "order"), Draws(1, "another phase", "own_generators").batches(10, 4, "order")
+    assert np.array_equal(np.concatenate(batches), np.concatenate(same))
+    assert not np.array_equal(np.concatenate(batches), np.concatenate(other))
 
 
 def test_batches_by_length_cover_everything_once(encoders, data_dir):

@@ -70,6 +70,7 @@ def test_returns_and_advantages_by_hand():
     assert discounted_returns(rewards, 0.5).tolist() == [1.5, 1.0, 2.0]
     assert discounted_returns(rewards, 0.99).tolist() == pytest.approx([1 + 0.99 ** 2 * 2, 0.99 * 2, 2])
     assert advantages_of(rewards, 0.5).tolist() == [0.0, -0.5, 0.5]
+    assert discounted_returns(rewards, 0.5, "episode_start").tolist() == [1.5, 0.5, 0.5]
     assert advantages_of(torch.tensor([3.0])).tolist() == [0.0]
 
 

@@ -1,11 +1,12 @@
 """Scores, selection, prediction files, optimizer groups, figures that are not finite."""
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from data_utils import TASKS, InputError
-from meta_policy import TrainingError, make_optimizer, mean_figures, update
+from meta_policy import TrainingError, apply_gradients, backward, make_optimizer, mean_figures
 from metrics import Best, read_predictions, score, write_predictions
 
 
@@ -39,23 +40,28 @@ def test_prediction_files_are_the_leaderboards(name, written, tmp_path):
         read_predictions(path, TASKS[name])
 
 
-def test_decay_touches_matrices_only():
+@pytest.mark.parametrize("decay_on", ("matrices", "everything"))
+def test_decay_touches_matrices_only_or_everything(decay_on):
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
     before = {name: value.clone() for name, value in module.named_parameters()}
-    optimizer = make_optimizer(module, 0.1, 0.5)
+    optimizer = make_optimizer(module, 0.1, SimpleNamespace(weight_decay=0.5, weight_decay_on=decay_on))
     for parameter in module.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     for name, value in module.named_parameters():
-        torch.testing.assert_close(value, before[name] * (1 - 0.1 * 0.5) if name == "0.weight" else before[name])
+        decayed = name == "0.weight" or decay_on == "everything"
+        torch.testing.assert_close(value, before[name] * (1 - 0.1 * 0.5) if decayed else before[name])
 
 
-def test_update_clips_then_steps_then_forgets():
+@pytest.mark.parametrize("zero_grad", ("none", "zeros"))
+def test_gradients_are_clipped_then_applied_then_forgotten(zero_grad):
     layer = torch.nn.Linear(2, 1, bias=False)
     torch.nn.init.zeros_(layer.weight)
     optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
-    norm = update((layer.weight * torch.tensor([[3.0, 4.0]])).sum(), layer, optimizer, 1.0)
-    assert norm.item() == 5 and layer.weight.grad is None
+    norm = backward((layer.weight * torch.tensor([[3.0, 4.0]])).sum(), layer, 1.0)
+    assert norm.item() == 5 and layer.weight.grad.norm().item() == pytest.approx(1, rel=1e-5)
+    apply_gradients(optimizer, SimpleNamespace(zero_grad=zero_grad))
+    assert layer.weight.grad is None if zero_grad == "none" else layer.weight.grad.tolist() == [[0, 0]]
     torch.testing.assert_close(layer.weight.detach(), torch.tensor([[-0.6, -0.8]]), rtol=1e-5, atol=0)
 
 

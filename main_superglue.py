@@ -28,7 +28,7 @@ from run_folder import PhaseStore, RunFolder, finished_result, say_result  # noq
 
 def run(args):
     """The four phases in order; returns the exit code."""
-    protocol = resolve_protocol(args.protocol, args.set)
+    protocol = resolve_protocol(args)
     args.protocol_choices = asdict(protocol)
     finished = finished_result(args)
     if finished:

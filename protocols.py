@@ -40,15 +40,19 @@ class Protocol:
 PROTOCOLS = {"paper": Protocol(), "released": Protocol(**{f.name: f.metadata["values"][1] for f in fields(Protocol)})}
 
 
-def resolve_protocol(name, overrides):
-    """The Protocol of --protocol with the NAME=VALUE overrides of --set."""
+def resolve_protocol(args):
+    """The Protocol of --protocol with the NAME=VALUE overrides of --set. InputError where other flags contradict it."""
     values = {f.name: f.metadata["values"] for f in fields(Protocol)}
     changes = {}
-    for text in overrides:
+    for text in args.set:
         key, _, value = text.partition("=")
         if key not in values:
             raise InputError(f"--set {text}: {key!r} found, expected NAME=VALUE with NAME one of {', '.join(values)}")
         if value not in values[key]:
             raise InputError(f"--set {text}: {value!r} found, expected {key}={values[key][0]} (paper) or {key}={values[key][1]} (released)")
         changes[key] = value
-    return replace(PROTOCOLS[name], **changes)
+    protocol = replace(PROTOCOLS[args.protocol], **changes)
+    if protocol.phase_order == "alternating" and args.meta_epochs != args.epochs:
+        raise InputError(f"--meta_epochs {args.meta_epochs}, --epochs {args.epochs}: with phase_order=alternating (--protocol released) "
+                         "phases 2 and 3 take turns, so both need the same number; give both flags the same value")
+    return protocol

@@ -80,9 +80,11 @@ class Trace:
 class TraceDraws(Draws):
     """Draws that repeat a trace's batch orders and actions."""
 
-    def __init__(self, trace, phase, names):
-        self.held = trace.of("held_batches")[0]["batches"]
-        self.names, steps = names, trace.events.get({"teacher": "p1_step", "kd": "p2_step", "meta_teacher": "p3_step"}.get(phase, "p4_step"))
+    def __init__(self, trace, phase, case_names):
+        """case_names: our name of a task -> the trace's."""
+        names = {name: number for number, name in enumerate(case_names.values())}
+        self.case_names, self.held = case_names, trace.of("held_batches")[0]["batches"]
+        steps = trace.of({"teacher": "p1_step", "kd": "p2_step", "meta_teacher": "p3_step", "mpdistil": "p4_step"}[phase])
         key, count = ("episode", "main_indices") if phase == "mpdistil" else ("epoch", "indices")
         passes = {}
         for step in steps:
@@ -95,7 +97,7 @@ class TraceDraws(Draws):
 
     def batches(self, size, batch_size, *purpose):
         if purpose[0] == "quiz":
-            return [np.array(batch) for batch in self.held[next(key for key, n in self.names.items() if n == self.quiz_order[purpose[1]])]]
+            return [np.array(batch) for batch in self.held[self.case_names[purpose[1]]]]
         return self.passes.pop(0)
 
     def pick(self, count, *purpose):
@@ -129,7 +131,8 @@ class Recorder:
 
     @contextlib.contextmanager
     def watching(self):
-        means, state_of, apply, rewards = meta_policy.mean_figures, curriculum.curriculum_state, curriculum.apply_gradients, curriculum.REWARDS
+        means, state_of = meta_policy.mean_figures, curriculum.curriculum_state
+        apply, rewards = curriculum.apply_gradients, curriculum.REWARDS
 
         def mean_figures(steps, where, rate):
             self.steps.append((where, [{name: value.item() for name, value in step.items()} for step in steps], rate))
@@ -212,20 +215,19 @@ class Replay:
         if f"{key}_input_ids" not in data:
             return None
         mask = data[f"{key}_attention_mask"].astype(bool)
-        return Split(task=task, name=name, idx=list(range(len(mask))), where=[key] * len(mask), labels=torch.from_numpy(data[f"{key}_labels"]),
-                     input_ids=data[f"{key}_input_ids"][mask].astype(np.int32), token_type_ids=data[f"{key}_token_type_ids"][mask].astype(np.int8),
+        return Split(task=task, name=name, idx=list(range(len(mask))), where=[key] * len(mask),
+                     labels=torch.from_numpy(data[f"{key}_labels"]), input_ids=data[f"{key}_input_ids"][mask].astype(np.int32),
+                     token_type_ids=data[f"{key}_token_type_ids"][mask].astype(np.int8),
                      offsets=np.concatenate([[0], np.cumsum(mask.sum(1))]), pad_ids=(self.case["special_tokens"]["PAD"], 0),
                      pad_to=mask.shape[1] if self.protocol.padding == "max_length" else None, truncated=0, checksum=key, notes={})
 
     def settings(self, kind, **values):
         choices = {f.name: asdict(self.protocol)[f.name] for f in fields(kind) if f.name in asdict(self.protocol)}
-        return kind(**{"weight_decay": self.given["weight_decay"], "max_grad_norm": self.given["max_grad_norm"], "seed": 0, "select_on": "dev",
-                       "eval_batch_size": 8, "device": "cpu", "precision": "fp32", **choices, **values})
+        return kind(**{"weight_decay": self.given["weight_decay"], "max_grad_norm": self.given["max_grad_norm"], "seed": 0,
+                       "select_on": "dev", "eval_batch_size": 8, "device": "cpu", "precision": "fp32", **choices, **values})
 
     def draws(self, phase):
-        draws = TraceDraws(self.trace, phase, {self.case_names[task.name]: n for n, task in enumerate(self.tasks)})
-        draws.quiz_order = {task.name: n for n, task in enumerate(self.tasks)}
-        return draws
+        return TraceDraws(self.trace, phase, self.case_names)
 
     def run(self):
         """All phases; returns the Comparison."""
@@ -245,16 +247,16 @@ class Replay:
         def predictor(model):
             return lambda split: predict(model, split, 8, torch.device("cpu"))
 
-        teacher, student = self.model("teacher", self.case["model_config"]["num_hidden_layers"]), self.model(
-            "student", self.case["student_num_hidden_layers"])
-        best = meta_policy.train_teacher(teacher, train, self.settings(
-            Training, epochs=given["teacher_epochs"], batch_size=given["train_dataloader_size"], learning_rate=given["teacher_learning_rate"]),
-            selection(predictor(teacher)), self.draws("teacher"), self.log)
+        teacher = self.model("teacher", self.case["model_config"]["num_hidden_layers"])
+        student = self.model("student", self.case["student_num_hidden_layers"])
+        teacher_settings = self.settings(Training, epochs=given["teacher_epochs"], batch_size=given["train_dataloader_size"],
+                                         learning_rate=given["teacher_learning_rate"])
+        best = meta_policy.train_teacher(teacher, train, teacher_settings, selection(predictor(teacher)), self.draws("teacher"), self.log)
         end = self.trace.of("p1_end")[0]
-        self.compare.equal("kept epoch", best.index - 1, end["best_epoch"])
-        self.compare_dev("teacher, kept", predictor(teacher), dev, end)
-        self.compare.weights("weight norms", self.norms(teacher), end["teacher_param_l2"])
         self.steps("teacher", "p1", {"loss": "loss", "gradient_norm": "grad_norm_before_clip"})
+        self.compare.equal("p1 kept epoch", best.index - 1, end["best_epoch"])
+        self.compare_dev("teacher, kept", predictor(teacher), dev, end)
+        self.compare.weights("p1 weight norms", self.norms(teacher), end["teacher_param_l2"])
 
         meta_teacher = copy.deepcopy(teacher.heads)
         teacher_outputs = FrozenEncoder(teacher.encoder, 8, torch.device("cpu"))
@@ -268,35 +270,37 @@ class Replay:
                                     temperature=given["temperature"], alpha=given["alpha"], beta=given["beta"])
         meta_settings = self.settings(MetaTraining, epochs=given["epochs"], batch_size=given["val_dataloader_size"],
                                       learning_rate=given["meta_learning_rate"], loss="com" if given["use_comp_loss"] else "col")
-        kd = meta_policy.distillation_epochs("kd", student, meta_teacher, teacher_outputs, train, kd_settings, selection(predictor(student)),
-                                             self.draws("kd"), self.log)
+        kd = meta_policy.distillation_epochs("kd", student, meta_teacher, teacher_outputs, train, kd_settings,
+                                             selection(predictor(student)), self.draws("kd"), self.log)
         meta = meta_policy.meta_teacher_epochs(meta_teacher, teacher_outputs, student_outputs, main_quiz, meta_settings,
                                                selection(predict_meta_teacher), self.draws("meta_teacher"), self.log, student_moves=True)
         kd_best, meta_best = meta_policy.alternate_phases(kd, meta, self.log)
         start = self.trace.of("p4_start")[0]
-        self.compare.equal("kept epoch", kd_best.index - 1, start["reloaded_student_epoch"])
-        self.compare.equal("kept epoch", meta_best.index - 1, start["reloaded_meta_teacher_epoch"])
         self.steps("kd", "p2", {"ce": "ce", "soft": "soft", "pkd": "pkd", "loss": "total", "gradient_norm": "grad_norm_before_clip"})
-        self.steps("meta_teacher", "p3", {"ce_teacher": "ce_hT", "ce_student": "ce_hS", "p_teacher": "mean_p_y_hT", "p_student": "mean_p_y_hS",
-                                          "loss": "total", "gradient_norm": "grad_norm_before_clip"})
-        self.compare.weights("weight norms", self.norms(student), start["student_param_l2"])
-        self.compare.weights("weight norms", self.norms(teacher, meta_teacher), start["meta_teacher_param_l2"])
+        self.steps("meta_teacher", "p3", {"ce_teacher": "ce_hT", "ce_student": "ce_hS", "p_teacher": "mean_p_y_hT",
+                                          "p_student": "mean_p_y_hS", "loss": "total", "gradient_norm": "grad_norm_before_clip"})
+        self.compare.equal("p2 kept epoch", kd_best.index - 1, start["reloaded_student_epoch"])
+        self.compare.equal("p3 kept epoch", meta_best.index - 1, start["reloaded_meta_teacher_epoch"])
+        self.compare.weights("p2 weight norms", self.norms(student), start["student_param_l2"])
+        self.compare.weights("p3 weight norms", self.norms(teacher, meta_teacher), start["meta_teacher_param_l2"])
         closing = {name: self.trace.of("closing_evaluation", model=name)[0] for name in ("kd_student", "meta_teacher", "final_student")}
         self.compare_dev("kd student, kept", predictor(student), dev, closing["kd_student"])
         self.compare_dev("meta-teacher, kept", predict_meta_teacher, dev, closing["meta_teacher"])
-        for name, predict_split in (("teacher", predictor(teacher)), ("kd_student", predictor(student)), ("meta_teacher", predict_meta_teacher)):
-            self.compare_test(name, predict_split, test)
+        self.compare_test("teacher", predictor(teacher), test)
+        self.compare_test("kd_student", predictor(student), test)
+        self.compare_test("meta_teacher", predict_meta_teacher, test)
 
         policy = Policy(self.case["d_model"], len(self.tasks), 0).double()
-        policy.load_state_dict({f"linear.{kind}": self.trace.init[f"policy.action_predictor.{kind}"].double() for kind in ("weight", "bias")})
+        policy.load_state_dict({f"linear.{kind}": self.trace.init[f"policy.action_predictor.{kind}"].double()
+                                for kind in ("weight", "bias")})
         self.watch_episodes(student, policy)
-        best = train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, self.main, self.settings(
+        curriculum_settings = self.settings(
             CurriculumTraining, epochs=given["num_episodes"], batch_size=given["val_dataloader_size"], learning_rate=given["learning_rate"],
-            policy_learning_rate=given["meta_learning_rate"], reward=given["reward_function"], curriculum="policy"),
-            selection(predictor(student)), self.draws("mpdistil"), self.log)
-        norms = self.trace.of("final_norms")[0]
-        self.compare.equal("kept episode", best.index - 1, norms["best_episode"])
+            policy_learning_rate=given["meta_learning_rate"], reward=given["reward_function"], curriculum="policy")
+        best = train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, self.main, curriculum_settings,
+                                selection(predictor(student)), self.draws("mpdistil"), self.log)
         self.compare_episodes()
+        self.compare.equal("p4 kept episode", best.index - 1, self.trace.of("final_norms")[0]["best_episode"])
         self.compare_dev("final student", predictor(student), dev, closing["final_student"])
         self.compare_test("final_student", predictor(student), test)
         final = {"student": self.theirs(student), "policy": {name.replace("linear", "action_predictor"): value
@@ -374,7 +378,8 @@ class Replay:
             compare.close("p4 p_T2_y", p_teacher, step["p_T2_y"])
             compare.close("p4 reward", reward.item(), float(np.float32(step["reward"]) / np.float32(size)))
             compare.close("p4 action_probs", probabilities[n], step["action_probs"])
-            compare.equal("p4 actions", (self.case_names[used[n]], self.case_names[credited[n]]), (step["current_action"], step["next_action"]))
+            compare.equal("p4 actions", (self.case_names[used[n]], self.case_names[credited[n]]),
+                          (step["current_action"], step["next_action"]))
         for n, (ours, event) in enumerate(zip(events, episodes)):
             self.epoch("p4", ours, event)
             # the trace divides the float32 sum, we sum the divided rewards: the same sum up to float32's last digits
@@ -386,7 +391,8 @@ class Replay:
             student_norms, policy_norms = self.after[n]
             compare.weights("p4 weight norms", student_norms, event["student2_param_l2_after_step"])
             compare.weights("p4 policy weight norms", policy_norms, event["policy_param_l2_after_step"])
-        compare.close("p4 student gradient at its step", log.applied[1::2], [event["student_grad_norm_at_optimizer_step"] for event in episodes])
+        compare.close("p4 student gradient at its step", log.applied[1::2],
+                      [event["student_grad_norm_at_optimizer_step"] for event in episodes])
         norms = self.trace.of("final_norms")[0]
         compare.weights("final norms, last student", self.after[-1][0], norms["student2_last"])
         compare.weights("final norms, policy", self.after[-1][1], norms["policy"])

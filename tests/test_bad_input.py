@@ -40,6 +40,9 @@ def refused(command, capsys, *expected, **flags):
     ({"temperature": 0}, ("--temperature", "more than 0")),
     ({"learning_rate": "nan"}, ("--learning_rate", "'nan'")),
     ({"learning_rate": "fast"}, ("--learning_rate", "'fast'", "a number")),
+    ({"set": ["colour=red"]}, ("--set colour=red", "'colour'", "dropout")),
+    ({"set": ["dropout=never"]}, ("--set dropout=never", "dropout=training", "dropout=until_first_evaluation")),
+    ({"protocol": "released", "meta_epochs": 3}, ("--meta_epochs 3", "--epochs 1", "same")),
     ({"report_to": "mlflow"}, ("--report_to", "mlflow")),
     ({"learning_rat": 1}, ("--learning_rat",)),  # no abbreviations
     *[({name: value}, (f"--{name}", f"'{value}'"))

@@ -1,0 +1,37 @@
+"""Checks that take minutes or a GPU: python -m pytest -m slow"""
+import json
+import os
+
+import pytest
+import torch
+
+import mutations
+from conftest import ROOT, read_lines
+
+
+@pytest.mark.slow
+def test_every_mutation_is_noticed(capsys):
+    assert mutations.main(sorted(path.parent for path in (ROOT / "tests" / "golden").glob("*/case.json"))) == 0
+    assert "no difference" not in capsys.readouterr().out.split("\n", 1)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ("fp32", "bf16"))
+@pytest.mark.parametrize("protocol", ("paper", "released"))
+def test_the_command_on_a_gpu(precision, protocol, command):
+    code, folder = command("COPA", device="cuda", precision=precision, protocol=protocol)
+    assert code == 0 and json.loads((folder / "result.json").read_text())["peak_memory_bytes"] > 0
+    code, cpu = command("COPA", folder="cpu", protocol=protocol)
+    losses = [[line["loss"] for line in read_lines(path / "metrics.jsonl")][0] for path in (folder, cpu)]
+    assert code == 0 and losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MPDISTIL_ENCODER" not in os.environ, reason="set MPDISTIL_ENCODER to a folder from scripts/get_encoder.sh")
+def test_the_sample_is_learnt_by_a_real_encoder(command):
+    """A teacher with a real encoder learns each sample task far better than chance."""
+    for task, least in (("CB", 0.9), ("RTE", 0.9), ("WiC", 0.8), ("BoolQ", 0.7)):
+        code, folder = command(task, folder=task, data_dir=ROOT / "sample_data", teacher_model=os.environ["MPDISTIL_ENCODER"],
+                               teacher_epochs=5, stop_after="teacher")
+        assert code == 0 and json.loads((folder / "result.json").read_text())["rows"]["teacher"]["dev"]["accuracy"] >= least, task

@@ -21,6 +21,13 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(2, f"error: {message} (all flags: {self.prog} --help)\n")
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the default of a flag that has one."""
+
+    def _get_help_string(self, action):
+        return super()._get_help_string(action) if action.default not in (None, False, []) else action.help
+
+
 def number(kind, low, high=math.inf, open_low=False, open_high=False):
     """An argparse type: a finite number of `kind` (int or float) from low to high, the ends excluded where said."""
     ends = f"{'more than' if open_low else 'at least'} {low:g}"
@@ -44,7 +51,7 @@ COUNT, RATE, SHARE = number(int, 1), number(float, 0, open_low=True), number(flo
 
 def build_parser():
     parser = OneLineParser(
-        prog="main_superglue.py", allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog="main_superglue.py", allow_abbrev=False, formatter_class=Help,
         description="MPDistil: teacher, distilled student, meta-teacher and curriculum on one SuperGLUE task.")
 
     def group(title, *flags):
@@ -73,7 +80,7 @@ def build_parser():
                               "released code computes")),
           ("--set", dict(nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="override single choices of the protocol, "
                          "e.g. dropout=until_first_evaluation (README: the table of differences)")),
-          ("--weight_decay", dict(type=number(float, 0), default=0.01, help="AdamW's decay, not on biases and LayerNorm")),
+          ("--weight_decay", dict(type=number(float, 0), default=0.01, help="AdamW's decay, in `paper` not on biases and LayerNorm")),
           ("--max_grad_norm", dict(type=RATE, default=1.0, help="largest L2 norm of a gradient; longer ones are scaled down")),
           ("--select_on", dict(choices=("dev", "quiz"), default="dev", help="split whose score picks the epoch or episode kept")),
           ("--seed", dict(type=number(int, 0), default=42, help="seed of heads, dropout, batch order and actions")))

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MUTATIONS = (  # what is changed, file, text found there exactly once, text put in its place
     ("PKD matches teacher layers 2..n", "meta_policy.py", "teacher_states[:len(states)]", "teacher_states[1:len(states) + 1]"),
-    ("PKD includes the last layer's neighbour only", "meta_policy.py", "pkd_loss(states, ", "pkd_loss(states.roll(1, 0), "),
+    ("PKD matches layers in another order", "meta_policy.py", "pkd_loss(states, ", "pkd_loss(states.roll(1, 0), "),
     ("PKD without normalisation", "meta_policy.py",
      "F.mse_loss(F.normalize(student_states, dim=-1), F.normalize(teacher_states, dim=-1))", "F.mse_loss(student_states, teacher_states)"),
     ("temperature not squared", "meta_policy.py", "temperature ** 2 * F.mse", "temperature * F.mse"),
@@ -39,9 +39,11 @@ MUTATIONS = (  # what is changed, file, text found there exactly once, text put 
     ("student's loss without its own probability", "curriculum.py", "return ce - p_student.mean() +", "return ce +"),
     ("clipping only once an episode", "curriculum.py", "norm = backward(loss, self.student, self.settings.max_grad_norm)",
      "norm = backward(loss, self.student, 1e9)"),
-    ("gradients not clipped", "meta_policy.py", "clip_grad_norm_(module.parameters(), max_grad_norm)", "clip_grad_norm_(module.parameters(), 1e9)"),
+    ("gradients not clipped", "meta_policy.py", "clip_grad_norm_(module.parameters(), max_grad_norm)",
+     "clip_grad_norm_(module.parameters(), 1e9)"),
     ("state detached", "curriculum.py", "return self.policy(self.state)", "return self.policy(self.state.detach())"),
-    ("decay not on biases and LayerNorm", "meta_policy.py", 'settings.weight_decay_on == "matrices" and', 'settings.weight_decay_on != "" and'),
+    ("decay not on biases and LayerNorm", "meta_policy.py", 'settings.weight_decay_on == "matrices" and',
+     'settings.weight_decay_on != "" and'),
     ("zero_grad the other way", "meta_policy.py", 'set_to_none=settings.zero_grad == "none"', 'set_to_none=settings.zero_grad != "none"'),
     ("gradients forgotten before the step", "meta_policy.py",
      "    optimizer.step()\n    optimizer.zero_grad(set_to_none=settings.zero_grad == \"none\")",
@@ -54,7 +56,7 @@ MUTATIONS = (  # what is changed, file, text found there exactly once, text put 
     ("last instead of first best kept", "metrics.py", "if not value > self.score:", "if not value >= self.score:"),
     ("student from the last epoch", "metrics.py", "module.load_state_dict(self.weights)", "pass"),
     ("dropout on in training", "models.py", 'if dropout == "training":', "if True:"),
-    ("no dropout mask but the padding's", "models.py", "attention_mask=batch.attention_mask", "attention_mask=torch.ones_like(batch.attention_mask)"),
+    ("padding attended to", "models.py", "attention_mask=batch.attention_mask", "attention_mask=torch.ones_like(batch.attention_mask)"),
 )
 
 
@@ -88,4 +90,5 @@ def main(cases):
 
 
 if __name__ == "__main__":
-    sys.exit(main([Path(case).resolve() for case in sys.argv[1:]] or sorted(path.parent for path in (ROOT / "tests/golden").glob("*/case.json"))))
+    golden = sorted(path.parent for path in (ROOT / "tests" / "golden").glob("*/case.json"))
+    sys.exit(main([Path(case).resolve() for case in sys.argv[1:]] or golden))

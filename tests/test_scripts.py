@@ -1,0 +1,47 @@
+"""The scripts: sample data, printed results, usage errors."""
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from conftest import ROOT, TASK_NAMES, read_lines
+from data_utils import TASKS, read_task
+
+
+def script(*words):
+    return subprocess.run([*words], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_sample_data_is_what_the_script_writes(tmp_path):
+    assert script(sys.executable, "scripts/make_sample_data.py", "--output_dir", str(tmp_path)).returncode == 0
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.jsonl"))
+    assert len(files) == 18
+    for path in files:
+        assert (tmp_path / path).read_bytes() == (ROOT / "sample_data" / path).read_bytes(), path
+
+
+@pytest.mark.parametrize("name", TASK_NAMES)
+def test_sample_data_is_balanced_and_well_formed(name):
+    for part, examples in read_task(TASKS[name], ROOT / "sample_data", ("train", "dev", "test")).items():
+        counts = Counter(example.label for example in examples)
+        assert set(counts) == ({-1} if part == "test" else set(range(len(TASKS[name].labels))))
+        assert max(counts.values()) - min(counts.values()) <= 1
+        assert sum((example.notes for example in examples), Counter()).keys() <= {"exact"}
+
+
+def test_results_are_printed_as_markdown(command):
+    code, folder = command("CB", num_episodes=3)
+    done = script(sys.executable, "scripts/show_results.py", str(folder))
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| CB col binary policy seed 42")]
+    assert code == 0 and [row.split(" | ")[1] for row in rows] == ["teacher", "kd", "meta_teacher", "mpdistil"]
+    reward = sum(line["reward"] for line in read_lines(folder / "metrics.jsonl") if line.get("episode") == 1)
+    assert f"| 3 | {reward:.4f} |" in done.stdout  # a fifth of three episodes is the first one
+    done = script(sys.executable, "scripts/show_results.py", str(folder.parent))
+    assert done.returncode == 2 and "no result.json found" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("scripts/get_encoder.sh", "BERT", "x"), ("scripts/run_superglue.sh",)])
+def test_usage_errors(words):
+    done = script("bash", *words)
+    assert done.returncode == 2 and done.stderr.startswith("usage: ")

@@ -128,8 +128,12 @@ def parse_arguments(argv=None):
     table and the data later, by data_utils."""
     args = build_parser().parse_args(argv)
     args.student_model = args.student_model or args.teacher_model
+    args.set = sorted(set(args.set))
+    if args.fresh and args.phase_dir is not None:
+        build_parser().error("argument --fresh: found together with --phase_dir; a fresh run keeps its phases in its own folder, so "
+                             "leave one of the two out")
     if args.output_dir is None:
-        changes = "".join(f"-{change}" for change in sorted(args.set))
+        changes = "".join(f"-{change}" for change in args.set)
         name = f"{args.protocol}{changes}-{loss_name(args)}-{args.reward_function}-{args.curriculum}-seed{args.seed}"
         args.output_dir = Path("runs") / args.task.lower() / name
     if args.phase_dir is None:

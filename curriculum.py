@@ -2,6 +2,7 @@
 import time
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -70,6 +71,8 @@ def discounted_returns(rewards, discount=DISCOUNT, discount_from="each_step"):
 def advantages_of(rewards, discount=DISCOUNT, discount_from="each_step"):
     """Discounted returns minus the episode's mean (METHOD.md row 16). (steps) -> (steps)."""
     returns = discounted_returns(rewards, discount, discount_from)
+    if discount_from == "episode_start":  # in NumPy's order of adding: float32 rounds another way in torch's (row 21)
+        return returns - torch.from_numpy(np.asarray(returns.cpu().numpy().mean())).to(returns)
     return returns - returns.mean()
 
 
@@ -80,7 +83,7 @@ def policy_loss(advantages, log_probabilities):
 
 def entropy(log_probabilities):
     """Of a distribution, in nats. (tasks) -> scalar."""
-    return -(log_probabilities.exp() * log_probabilities).sum()
+    return torch.special.entr(log_probabilities.exp()).sum()
 
 
 # --- the loop ------------------------------------------------------------------------------------------------------------
@@ -140,21 +143,33 @@ class Curriculum:
             self.p_teacher = true_class_probability(logits, self.labels)
         self.state = self.p_before = None
 
-    def begin_episode(self):
-        """What an episode fixes at its start: nothing in `paper`; the state and the rewards' weights where the protocol says so."""
+    def prepare_reward(self):
+        """Put the student into the mode in which rewards are taken: no dropout, but in the released code the heads' is on
+        until the student is first evaluated, as in training (METHOD.md row 8)."""
+        if self.settings.dropout == "training":
+            self.student.eval()
+        else:
+            set_training(self.student, self.settings.dropout, self.evaluated)
+
+    def begin_episode(self, evaluated):
+        """What an episode fixes at its start: nothing in `paper`; the state and the rewards' weights where the protocol says
+        so. evaluated: whether phase 4 has evaluated the student yet."""
+        self.evaluated = evaluated
         self.batches.new_episode()
         if self.settings.state_gradient == "attached":
             # copies, so that steps within the episode may change the weights before the policy loss goes backward
             weight, bias = (p.clone() for p in (self.student.state_predictor.weight, self.student.state_predictor.bias))
             self.state = curriculum_state(lambda x: F.linear(x, weight, bias), self.student.encoder.pooler_weight.clone())
         if self.settings.reward_weights == "before_episode":
-            logits = predict(self.student, self.main_quiz, self.settings.eval_batch_size, self.device).to(self.device)
+            logits = predict(self.student, self.main_quiz, self.settings.eval_batch_size, self.device, self.prepare_reward).to(self.device)
             self.p_before = true_class_probability(logits, self.labels)
 
     def log_pi(self):
-        """log pi(. | state): (tasks). Uniform where --curriculum is not the policy."""
-        if self.settings.curriculum != "policy":
+        """log pi(. | state): (tasks). Without a policy: uniform, or all on the main task."""
+        if self.settings.curriculum == "uniform":
             return torch.full((len(self.names),), 1 / len(self.names), device=self.device).log()
+        if self.settings.curriculum == "main_task":
+            return torch.tensor([float(name == self.main_task) for name in self.names], device=self.device).log()
         if self.settings.state_gradient == "attached":
             return self.policy(self.state)
         return self.policy(curriculum_state(self.student.state_predictor, self.student.encoder.pooler_weight).detach())
@@ -171,10 +186,10 @@ class Curriculum:
             return self.names.index(self.main_task)
         return self.draws.pick(len(self.names), "first_action")
 
-    def train_student(self, name, evaluated):
+    def train_student(self, name):
         """Train the student on a quiz batch of the chosen task (METHOD.md row 12). Returns the step's figures."""
         batch = self.quiz[name].batch(self.batches.next(name), self.device)
-        set_training(self.student, self.settings.dropout, evaluated)
+        set_training(self.student, self.settings.dropout, self.evaluated)
         logits, pooled = self.student(name, batch)
         ce, p_student = F.cross_entropy(logits, batch.labels), true_class_probability(logits, batch.labels)
         with torch.no_grad():
@@ -192,7 +207,7 @@ class Curriculum:
         if self.settings.reward_weights == "before_episode":
             p_student = self.p_before[places]
         else:
-            self.student.eval()
+            self.prepare_reward()
             batch = self.main_quiz.batch(indices, self.device)
             p_student = true_class_probability(self.student(self.main_task, batch)[0], batch.labels)
         dtype = torch.float32 if self.settings.reward_precision == "float32" else None
@@ -222,17 +237,17 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
     with log.progress("mpdistil", settings.epochs) as bar:
         for episode in range(1, settings.epochs + 1):
             start, steps, used, credited, log_pis, rewards = time.perf_counter(), [], [], [], [], []
-            parts.begin_episode()
+            parts.begin_episode(evaluated=episode > 1)
             upcoming = parts.first_action() if settings.credit == "next_step" else None
             for indices in draws.batches(len(parts.main_quiz), settings.batch_size, "order"):
                 if settings.credit == "same_step":
                     log_pis.append(parts.log_pi())
                     credited.append(parts.choose(log_pis[-1]))
                     used.append(credited[-1])
-                    steps.append(parts.train_student(parts.names[used[-1]], episode > 1))
+                    steps.append(parts.train_student(parts.names[used[-1]]))
                 else:
                     used.append(upcoming)
-                    steps.append(parts.train_student(parts.names[used[-1]], episode > 1))
+                    steps.append(parts.train_student(parts.names[used[-1]]))
                     log_pis.append(parts.log_pi())
                     upcoming = parts.choose(log_pis[-1])
                     credited.append(upcoming)

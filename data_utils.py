@@ -63,9 +63,17 @@ class Draws:
 
 # --- how inputs are built (METHOD.md rows 1 to 3, `paper`) -----------------------------------------------------------
 
-def mark(text, start, end, sign):
-    """`text` with characters start..end between two signs, spaced so that no tokenizer glues them to the word."""
-    return f"{text[:start]}{sign} {text[start:end]} {sign}{text[end:]}"
+def mark(text, *spans):
+    """`text` with the characters of each span (start, end, sign) between two signs, spaced so that no tokenizer glues them to
+    the word. Spans may lie in each other: the outer one's signs stand outside."""
+    opening = [(start, -end, f"{sign} ") for start, end, sign in spans]     # at one place, the longer span opens first
+    closing = [(end, -start, f" {sign}") for start, end, sign in spans]     # and closes last
+    pieces, last = [], 0
+    for place in sorted({place for place, _, _ in opening + closing}):
+        pieces += [text[last:place], *(sign for _, _, sign in sorted(c for c in closing if c[0] == place)),
+                   *(sign for _, _, sign in sorted(o for o in opening if o[0] == place))]
+        last = place
+    return "".join(pieces) + text[last:]
 
 
 def build_pair(first, second):
@@ -90,7 +98,7 @@ def build_wic(record, notes):
         if not 0 <= start < end <= len(sentence):
             raise InputError(f"fields start{number}, end{number}: {start}..{end} found, expected positions inside "
                              f"sentence{number}, which has {len(sentence)} characters")
-        marked.append(mark(sentence, start, end, "*"))
+        marked.append(mark(sentence, (start, end, "*")))
     return [(f"{record['word']}: {marked[0]}", marked[1])]
 
 
@@ -102,21 +110,23 @@ def locate_span(text, index, span):
     the text: the one word at `index`).
     """
     words = [(match.start(), match.end()) for match in re.finditer(r"\S+", text)]
-    if not 0 <= index < len(words):
-        raise InputError(f"word index {index} found, expected 0 to {len(words) - 1} for a text of {len(words)} words")
+    inside_text = 0 <= index < len(words)
     parts = span.split()
-    here = words[index:index + len(parts)]
-    if [text[start:end] for start, end in here] == span.split(" "):
+    here = words[index:index + len(parts)] if inside_text else []
+    if here and [text[start:end] for start, end in here] == span.split(" "):
         return here[0][0], here[-1][1], "exact"
+    expected = words[index] if inside_text else (len(text), len(text))
     core = span.strip().rstrip(".,;:!?")
     if core:
         pattern = r"(?<!\w)" + r"\s+".join(re.escape(part) for part in core.split()) + r"(?!\w)"
         found = [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
         if found:
-            start, end = min(found, key=lambda place: abs(place[0] - words[index][0]))
-            inside = words[index][0] <= start < words[index][1]
-            return start, end, "loose" if inside else "moved"
-    return *words[index], "absent"
+            start, end = min(found, key=lambda place: abs(place[0] - expected[0]))
+            return start, end, "loose" if expected[0] <= start < expected[1] else "moved"
+    if not inside_text:
+        raise InputError(f"word index {index} found, expected 0 to {len(words) - 1} for a text of {len(words)} words, or a span that "
+                         f"stands in the text; {span!r} does not")
+    return *expected, "absent"
 
 
 def build_wsc(record, notes):
@@ -129,9 +139,7 @@ def build_wsc(record, notes):
             raise InputError(f"field span{number}_index: {error}") from None
         notes[how] += 1
         places.append((start, end, sign))
-    for start, end, sign in sorted(places, reverse=True):  # from the back, so that earlier positions stay true
-        text = mark(text, start, end, sign)
-    return [(text, record["span1_text"])]
+    return [(mark(text, *places), record["span1_text"])]
 
 
 # --- the task table --------------------------------------------------------------------------------------------------
@@ -319,6 +327,12 @@ LAYOUTS = (("jsonl", read_jsonl, {"train": "train.jsonl", "dev": "val.jsonl", "t
            ("tsv", read_tsv, {"train": "train.tsv", "quiz": "held.tsv", "dev": "dev.tsv", "test": "test.tsv"}))
 
 
+def has_training_file(data_dir, task):
+    """Whether data_dir has something of `task` to learn from, in either layout."""
+    folder = task_folder(data_dir, task)
+    return folder is not None and any((folder / names["train"]).is_file() for _, _, names in LAYOUTS)
+
+
 def read_task(task, data_dir, parts, text_case="as_is"):
     """{split: Examples} of those `parts` (train, quiz, dev, test) that data_dir has, from any of the three layouts.
 
@@ -374,7 +388,7 @@ def curriculum_tasks(names, main_task, data_dir):
     if names:
         wanted = {find_task(name, "--tasks").name for name in names}
     else:
-        wanted = {task.name for task in TASKS.values() if data_dir == "hub" or task_folder(data_dir, task)}
+        wanted = {task.name for task in TASKS.values() if data_dir == "hub" or has_training_file(data_dir, task)}
     wanted.add(main_task.name)
     return [task for task in TASKS.values() if task.name in wanted]
 
@@ -462,6 +476,13 @@ class Split:
         return Batch(padded(self.input_ids, self.pad_ids[0]), torch.from_numpy(inside.astype(np.int64)).to(device), types,
                      self.labels[np.asarray(indices)].to(device))
 
+    def encoded_checksum(self):
+        """sha256 of everything that a model reads of the split: token ids, segments, padding, and the labels."""
+        digest = hashlib.sha256(repr((self.task.kind, self.pad_ids, self.pad_to)).encode())
+        for array in (self.input_ids, self.token_type_ids, self.offsets, self.labels.numpy()):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
     def summary(self):
         """What args and results say of the split."""
         return {"examples": len(self), "truncated": self.truncated, "labelled": self.labelled, "sha256": self.checksum,
@@ -508,8 +529,9 @@ def load_task(task, data_dir, tokenizer, max_seq_length, split_seed, quiz_batch_
     """{split name: Split} of a task: those `parts` that there are; train and quiz must be labelled, and quiz fill a batch."""
     examples = read_task(task, data_dir, [part for part in ("train", "quiz", "dev", "test") if part in parts or part == "train"], text_case)
     source = examples["train"][0].where.rsplit(":", 1)[0]
-    if examples["train"][0].label < 0:
-        raise InputError(f"{source}: no labels found, expected every training example to have one")
+    for name in ("train", "quiz"):
+        if name in examples and examples[name][0].label < 0:
+            raise InputError(f"{examples[name][0].where}: no label found, expected every {name} example to have one")
     if "quiz" not in examples:
         whole = examples["train"]
         train, quiz = split_train_quiz(task.name, [e.idx for e in whole], [e.label for e in whole], split_seed)

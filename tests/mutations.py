@@ -66,7 +66,7 @@ def first_difference(folder, cases):
               "print('\\n'.join(str(Replay(case).run().first) for case in sys.argv[1:]))")
     done = subprocess.run([sys.executable, "-c", script, *map(str, cases)], cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        return [f"stopped: {done.stderr.strip().splitlines()[-1]}"]
+        sys.exit(f"the replay stopped instead of comparing: {done.stderr.strip().splitlines()[-1]}")
     return [None if line == "None" else line for line in done.stdout.splitlines()]
 
 

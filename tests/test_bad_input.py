@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from conftest import make_encoder, read_lines
 
@@ -129,6 +130,49 @@ def test_models_that_are_none(command, capsys, tmp_path, encoders):
     unknown = shutil.copytree(encoders["bert"], tmp_path / "unknown")
     (unknown / "config.json").write_text('{"model_type": "abacus"}')
     refused(command, capsys, f"--teacher_model {unknown}", "abacus", teacher_model=unknown)
+
+
+def test_weights_that_do_not_fit(command, capsys, tmp_path, encoders):
+    def spoiled(name):
+        return shutil.copytree(encoders["bert"], tmp_path / name) / "model.safetensors"
+
+    cut = spoiled("cut")
+    cut.write_bytes(cut.read_bytes()[:-100])
+    refused(command, capsys, f"--student_model {cut.parent}", "cannot be loaded", student_model=cut.parent)
+    tensors = load_file(encoders["bert"] / "model.safetensors")
+    resized = spoiled("resized")
+    save_file({**tensors, "embeddings.word_embeddings.weight": torch.zeros(3, 3)}, resized, metadata={"format": "pt"})
+    refused(command, capsys, f"--teacher_model {resized.parent}", "cannot be loaded", teacher_model=resized.parent)
+    other = spoiled("other")
+    save_file({"weight": torch.zeros(3, 3)}, other, metadata={"format": "pt"})
+    refused(command, capsys, f"--teacher_model {other.parent}", "weights are missing", teacher_model=other.parent)
+    renamed = spoiled("renamed")
+    renamed.rename(renamed.with_name("weights.safetensors"))
+    refused(command, capsys, f"--teacher_model {renamed.parent}", "no weights found", teacher_model=renamed.parent)
+
+
+def test_an_unlabelled_quiz_file(command, capsys, tmp_path):
+    (tmp_path / "data" / "CB").mkdir(parents=True)
+    for name, label in (("train", "\tneutral"), ("held", ""), ("dev", "\tneutral")):
+        rows = "".join(f"{n}\tp\th{label}\n" for n in range(5))
+        (tmp_path / "data" / "CB" / f"{name}.tsv").write_text("id\tpremise\thypothesis\tlabel\n" + rows)
+    refused(command, capsys, "held.tsv:2: no label found", data_dir=tmp_path / "data")
+
+
+def test_phase_dir(command, capsys, tmp_path):
+    (tmp_path / "file").write_text("x")
+    refused(command, capsys, f"--phase_dir {tmp_path}/file: cannot be made", phase_dir=tmp_path / "file")
+    refused(command, capsys, "--fresh: found together with --phase_dir", phase_dir=tmp_path / "phases", fresh=True)
+
+
+def test_a_folder_whose_data_has_changed(command, capsys, data):
+    assert command(stop_after="teacher", data_dir=data)[0] == 0
+    (data / "CB" / "train.jsonl").write_text("".join((data / "CB" / "train.jsonl").read_text().splitlines(True)[:-1]))
+    code, folder = command(stop_after="teacher", data_dir=data)
+    error = capsys.readouterr().err
+    assert code == 2 and "made from other data or encoders (CB/" in error
+    (folder / "args.json").write_text("{")
+    assert command(stop_after="teacher", data_dir=data)[0] == 2 and "args.json: cannot be read" in capsys.readouterr().err
 
 
 def test_a_hub_model_without_a_hub(command, capsys, monkeypatch):

@@ -1,5 +1,6 @@
 """The whole command on tiny encoders: every task, loss and reward; phases reused; the same bytes again."""
 import json
+import math
 import os
 import subprocess
 import sys
@@ -112,7 +113,10 @@ def test_other_curricula(curriculum, row, command):
     for episode in read_lines(folder / "trajectories.jsonl"):
         if curriculum == "main_task":
             assert set(episode["actions"]) == {"CB"}
-        assert all(p == pytest.approx([1 / 6] * 6) for p in episode["probabilities"])
+        expected = [1 / 6] * 6 if curriculum == "uniform" else [0, 1, 0, 0, 0, 0]
+        assert all(p == pytest.approx(expected) for p in episode["probabilities"])
+    entropies = [line["entropy"] for line in read_lines(folder / "metrics.jsonl") if "episode" in line]
+    assert entropies == pytest.approx([math.log(6) if curriculum == "uniform" else 0] * 3, abs=1e-6)
 
 
 def test_selection_on_quiz_and_unlabelled_dev(command, data_dir, tmp_path):
@@ -137,6 +141,21 @@ def test_stop_after_and_going_on(command):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert command()[0] == 0 and command(stop_after="kd")[0] == 0             # finished: nothing is touched
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_fresh_computes_again_what_is_there(command):
+    flags = dict(fresh=True, tasks=["CB"])
+    assert command(stop_after="teacher", **flags)[0] == 0
+    before = weights(command(**flags)[1])
+    code, folder = command(**flags)                                            # a finished run too
+    assert code == 0 and result_of(folder)["reused"] == [] and weights(folder) == before
+
+
+def test_names_in_any_case_and_order_are_the_same_run(command, capsys):
+    assert command("CB", tasks=["WSC", "cb"], stop_after="teacher")[0] == 0
+    capsys.readouterr()
+    assert command("cb", tasks=["CB", "WSC"], stop_after="teacher")[0] == 0 and "nothing to do" in capsys.readouterr().out
+    assert json.loads((command("cb", tasks=["CB", "WSC"], stop_after="teacher")[1] / "args.json").read_text())["tasks"] == ["CB", "WSC"]
 
 
 def test_command_line_from_the_shell(encoders, data_dir, tmp_path):

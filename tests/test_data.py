@@ -51,9 +51,22 @@ def test_wsc_spans_are_found_where_the_index_misses(text, index, span, expected,
         assert start == text.rindex(span)
 
 
+@pytest.mark.parametrize("noun, pronoun, expected", [
+    ((2, "their mothers"), (2, "their"), "they love * # their # mothers *"),     # the pronoun in the noun, at its start,
+    ((2, "their mothers"), (3, "mothers"), "they love * their # mothers # *"),   # at its end,
+    ((1, "love their mothers"), (2, "their"), "they * love # their # mothers *"),
+    ((3, "mothers"), (2, "their"), "they love # their # * mothers *"),           # side by side
+])
+def test_wsc_spans_in_each_other(noun, pronoun, expected):
+    pairs, _ = pairs_of("WSC", text="they love their mothers", span1_index=noun[0], span1_text=noun[1], span2_index=pronoun[0],
+                        span2_text=pronoun[1])
+    assert pairs == [(expected, noun[1])]
+
+
 def test_wsc_span_never_inside_a_word():
     start, end, how = locate_span("his hat hit the hi man", 2, "hi")
     assert (start, end, how) == (16, 18, "moved")
+    assert locate_span("a cat", 9, "cat") == (2, 5, "moved")  # an index behind the text's end, the span in it
 
 
 # --- the three layouts ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Losses of phases 1 to 4 and the policy's equations: hand-worked numbers, identities, finite differences."""
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,6 +73,15 @@ def test_returns_and_advantages_by_hand():
     assert advantages_of(rewards, 0.5).tolist() == [0.0, -0.5, 0.5]
     assert discounted_returns(rewards, 0.5, "episode_start").tolist() == [1.5, 0.5, 0.5]
     assert advantages_of(torch.tensor([3.0])).tolist() == [0.0]
+
+
+def test_released_advantages_are_rounded_as_numpy_rounds():
+    rng = np.random.default_rng(0)
+    for steps in (3, 5, 12, 62, 107):
+        rewards = (rng.normal(size=steps) / 24).astype(np.float32)
+        weighted = np.array([reward * np.float32(0.99 ** step) for step, reward in enumerate(rewards)], dtype=np.float32)
+        returns = weighted[::-1].cumsum()[::-1]
+        assert advantages_of(torch.from_numpy(rewards), discount_from="episode_start").tolist() == (returns - returns.mean()).tolist()
 
 
 def test_policy_loss_by_hand():

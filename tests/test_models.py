@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from data_utils import TASKS, load_task
@@ -63,6 +64,16 @@ def test_saved_models_come_back_and_load_in_plain_transformers(kind, encoders, d
     for (name, a), b in zip(plain.state_dict().items(), model.encoder.body.state_dict().values()):
         assert torch.equal(a, b), name
     assert len(AutoTokenizer.from_pretrained(tmp_path / "m")) == len(tokenizer)
+
+
+def test_layer_lists_of_a_configuration_are_cut_too(tmp_path):
+    config = transformers.ModernBertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
+                                           max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1,
+                                           sep_token_id=2)
+    transformers.ModernBertModel(config).save_pretrained(tmp_path / "whole")
+    model = load_model(tmp_path / "whole", TWO, 1, "student", 2)
+    model.encoder.body.save_pretrained(tmp_path / "cut")
+    assert AutoModel.from_pretrained(tmp_path / "cut").config.num_hidden_layers == 2
 
 
 def test_half_precision_checkpoints_are_loaded_in_float32(encoders, data_dir, tmp_path):

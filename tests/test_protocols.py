@@ -85,6 +85,11 @@ def test_alternating_phases_are_reused_and_made_whole(command):
     heads.parent.rmdir()
     code, healed = command(folder="r/healed", **flags)
     assert code == 0 and json.loads((healed / "result.json").read_text())["reused"] == ["teacher", "kd"] and heads.read_bytes() == before
+    code, last = command(folder="r/last", reward_function="real", num_episodes=2, protocol="released", tasks=["CB", "RTE"])
+    for folder in (first, again, healed, last):            # every event once, whatever was reused
+        events = [(line["phase"], line.get("epoch")) for line in read_lines(folder / "metrics.jsonl") if "epoch" in line]
+        assert sorted(events) == [("kd", 1), ("meta_teacher", 1), ("teacher", 1)]
+        assert min(json.loads((folder / "result.json").read_text())["seconds"].values()) > 0
     assert state_of(healed) == state_of(first)
 
 

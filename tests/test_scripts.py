@@ -33,7 +33,7 @@ def test_sample_data_is_balanced_and_well_formed(name):
 def test_results_are_printed_as_markdown(command):
     code, folder = command("CB", num_episodes=3)
     done = script(sys.executable, "scripts/show_results.py", str(folder))
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| CB col binary policy seed 42")]
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| CB paper col binary policy seed 42")]
     assert code == 0 and [row.split(" | ")[1] for row in rows] == ["teacher", "kd", "meta_teacher", "mpdistil"]
     reward = sum(line["reward"] for line in read_lines(folder / "metrics.jsonl") if line.get("episode") == 1)
     assert f"| 3 | {reward:.4f} |" in done.stdout  # a fifth of three episodes is the first one

@@ -1,4 +1,5 @@
-"""Print finished runs as markdown: their rows with counts and seconds, and reward and entropy over the episodes.
+"""Print finished runs as markdown: their rows with counts and seconds (phases that runs share once), and reward and entropy
+over the episodes.
 
     python scripts/show_results.py RUN_FOLDER [RUN_FOLDER ...]
 """
@@ -11,12 +12,17 @@ def mean(values):
     return sum(values) / len(values)
 
 
-def rows_of(folder):
-    """A line a row of the run: counts, score, when it was best, seconds of its phase."""
+def rows_of(folder, shown):
+    """A line a row of the run: counts, score, when it was best, seconds of its phase. A phase whose identity is in `shown` was
+    shown with another run that shares it, and is left out."""
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     protocol = " ".join([result["protocol"], *result["set"]])
     name = f"{result['task']} {protocol} {result['loss']} {result['reward']} {result['curriculum']} seed {result['seed']}"
     for row, figures in result["rows"].items():
+        identity = result["phases"].get(row, {}).get("identity")
+        if identity is not None and identity in shown:
+            continue
+        shown.add(identity)
         dev = figures["dev"]
         if dev is None:
             yield f"| {name} | {row} | not scored | | | | |"
@@ -25,7 +31,7 @@ def rows_of(folder):
         seconds = result["seconds"].get(row, result["seconds"].get("mpdistil"))
         f1 = f"{100 * dev['f1']:.1f}" if "f1" in dev else ""
         yield (f"| {name} | {row} | {dev['correct']}/{dev['total']} | {100 * dev['accuracy']:.1f} | {f1} | {when} | "
-               f"{seconds:.0f}{' (reused)' if row in result['reused'] else ''} |")
+               f"{seconds:.0f} |")
 
 
 def signal_of(folder):
@@ -38,7 +44,7 @@ def signal_of(folder):
     parts = [f"{mean([line[key] for line in part]):.4f}" for key in ("reward", "entropy") for part in (episodes[:fifth], episodes[-fifth:])]
     dev = [line["scores"]["dev"]["accuracy"] for line in episodes if "dev" in line["scores"]]
     accuracy = f"{100 * mean(dev):.1f}" if dev else ""
-    return f"| {folder} | {len(episodes)} | {' | '.join(parts)} | {accuracy} |"
+    return f"| {folder.parent.name}/{folder.name} | {len(episodes)} | {' | '.join(parts)} | {accuracy} |"
 
 
 def main():
@@ -49,8 +55,9 @@ def main():
         if not (folder / "result.json").is_file():
             parser.error(f"{folder}: no result.json found; expected the folder of a finished run")
     print("| run | row | dev | accuracy | macro-F1 | best | seconds |\n|---|---|---|---|---|---|---|")
+    shown = set()
     for folder in runs:
-        print("\n".join(rows_of(folder)))
+        print("\n".join(rows_of(folder, shown)))
     signals = [line for line in map(signal_of, runs) if line]
     if signals:
         print("\n| run | episodes | reward, first fifth | last fifth | entropy, first fifth | last fifth | mean dev accuracy |\n"

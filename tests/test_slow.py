@@ -33,5 +33,5 @@ def test_the_sample_is_learnt_by_a_real_encoder(command):
     """A teacher with a real encoder learns each sample task far better than chance."""
     for task, least in (("CB", 0.9), ("RTE", 0.9), ("WiC", 0.8), ("BoolQ", 0.7)):
         code, folder = command(task, folder=task, data_dir=ROOT / "sample_data", teacher_model=os.environ["MPDISTIL_ENCODER"],
-                               teacher_epochs=5, stop_after="teacher")
+                               teacher_epochs=5, teacher_learning_rate=1e-4, stop_after="teacher")
         assert code == 0 and json.loads((folder / "result.json").read_text())["rows"]["teacher"]["dev"]["accuracy"] >= least, task

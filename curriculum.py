@@ -90,7 +90,7 @@ def entropy(log_probabilities):
 
 @dataclass(frozen=True)
 class CurriculumTraining(Training):
-    """Settings of phase 4; epochs are its episodes, learning_rate the student's. The last six are the protocol's."""
+    """Settings of phase 4; epochs are its episodes, learning_rate the student's. From student_update on they are the protocol's."""
     policy_learning_rate: float
     reward: str
     curriculum: str

@@ -238,10 +238,9 @@ class RunFolder:
         args = self.args
         phases = {name: {"identity": phase.identity, "folder": os.path.relpath(phase.folder, self.path), "best": phase.best,
                          "reused": phase.reused} for name, phase in store.done.items()}
-        result = {"task": self.task.name, "protocol": args.protocol, "set": args.set,
-                  "protocol_choices": args.protocol_choices,
-                  "loss": loss_name(args), "reward": args.reward_function,
-                  "curriculum": args.curriculum, "seed": args.seed, "teacher_model": args.teacher_model,
+        result = {"task": self.task.name, "protocol": args.protocol, "set": args.set, "protocol_choices": args.protocol_choices,
+                  "loss": loss_name(args), "reward": args.reward_function, "curriculum": args.curriculum, "seed": args.seed,
+                  "teacher_model": args.teacher_model,
                   "student_model": args.student_model, "nlayers": args.nlayers, "select_on": args.select_on, "rows": self.rows,
                   "seconds": self.seconds, "peak_memory_bytes": peak_memory_bytes(),
                   "reused": [name for name, phase in store.done.items() if phase.reused], "phases": phases, "data": self.data_summary,
@@ -383,7 +382,7 @@ class PhaseStore:
 
     def predictions(self, phase, split, predict):
         """Class numbers that the phase's model gives a split: from the artefact, or predicted now and kept there."""
-        path = phase.folder / "predictions" / f"{split.name}-{split.checksum[:16]}.json"
+        path = phase.folder / "predictions" / f"{split.name}-{split.encoded_checksum()[:16]}.json"
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
             write_json(path, predict(split).argmax(-1).tolist())

@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -131,6 +132,20 @@ def test_selection_on_quiz_and_unlabelled_dev(command, data_dir, tmp_path):
     code, folder = command(select_on="quiz", folder="unlabelled", data_dir=tmp_path / "data")
     assert code == 0 and {row["dev"] for row in result_of(folder)["rows"].values()} == {None}
     assert command(folder="refused", data_dir=tmp_path / "data")[0] == 2
+
+
+def test_predictions_of_a_reused_phase_are_of_the_tokens_of_this_run(command, data_dir, tmp_path):
+    """A longer --max_seq_length that only the test file feels: the teacher is reused, its test predictions are not."""
+    data = shutil.copytree(data_dir / "CB", tmp_path / "data" / "CB").parent
+    rows = read_lines(data / "CB" / "test.jsonl")
+    rows[0]["premise"] = "the " * 200
+    (data / "CB" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for length in (64, 80):
+        code, folder = command(folder=f"r/{length}", data_dir=data, max_seq_length=length, stop_after="teacher")
+        assert code == 0
+    assert result_of(folder)["reused"] == ["teacher"]
+    kept = sorted(path.name.split("-")[0] for path in (folder.parent / "phases").glob("teacher-*/predictions/*.json"))
+    assert kept == ["dev", "test", "test"]
 
 
 def test_stop_after_and_going_on(command):

@@ -261,7 +261,7 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
             figures |= mean_figures([policy_figures], where, settings.policy_learning_rate)
             scores = selection.scores()
             chosen = selection.main(scores)
-            improved = best.offer(chosen, episode, scores, student)
+            improved = best.offer(chosen, episode, scores, student, selection.answers)
             log_pis, reward = log_pis.detach(), rewards.sum().item()
             bar.update()
             bar.set_postfix(loss=f"{figures['loss']:.4f}", reward=f"{reward:.3f}", score=f"{chosen:.4f}", best=f"{best.score:.4f}")

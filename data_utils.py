@@ -469,12 +469,15 @@ class Split:
         inside = columns < lengths[:, None]                                        # (rows, longest)
         places = np.where(inside, starts[:, None] + columns, 0)
 
+        def to_device(tensor):  # to a GPU from pinned memory, so that the copy waits for nothing and nothing waits for it
+            return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor
+
         def padded(flat, pad):
-            return torch.from_numpy(np.where(inside, flat[places], pad).astype(np.int64)).to(device)
+            return to_device(torch.from_numpy(np.where(inside, flat[places], pad).astype(np.int64)))
 
         types = None if self.token_type_ids is None else padded(self.token_type_ids, self.pad_ids[1])
-        return Batch(padded(self.input_ids, self.pad_ids[0]), torch.from_numpy(inside.astype(np.int64)).to(device), types,
-                     self.labels[np.asarray(indices)].to(device))
+        return Batch(padded(self.input_ids, self.pad_ids[0]), to_device(torch.from_numpy(inside.astype(np.int64))), types,
+                     to_device(self.labels[np.asarray(indices)]))
 
     def encoded_checksum(self):
         """sha256 of everything that a model reads of the split: token ids, segments, padding, and the labels."""

@@ -20,10 +20,10 @@ from curriculum import CurriculumTraining, Policy, train_curriculum  # noqa: E40
 from data_utils import Draws, InputError, check_selection, curriculum_tasks, find_task, load_data, protocol_task  # noqa: E402
 from meta_policy import (Distillation, MetaTraining, Selection, Training, TrainingError, alternate_phases, distill_student,  # noqa: E402
                          distillation_epochs, meta_teacher_epochs, train_meta_teacher, train_teacher)
-from models import (FrozenEncoder, load_heads, load_model, load_weights, open_checkpoints, predict, predict_heads,  # noqa: E402
-                    resolve_device, save_heads, save_model)
+from models import (FrozenEncoder, Heads, load_encoder, load_heads, load_model, load_weights, open_checkpoints, predict,  # noqa: E402
+                    predict_heads, resolve_device, save_heads, save_model)
 from protocols import resolve_protocol  # noqa: E402
-from run_folder import PhaseStore, RunFolder, check_folder, finished_result, say_result  # noqa: E402
+from run_folder import PhaseStore, RunFolder, StoredOutputs, check_folder, finished_result, say_result  # noqa: E402
 
 
 def run(args):
@@ -38,13 +38,13 @@ def run(args):
         return 0
     setting.open_folders()
 
-    teacher, teacher_outputs, teacher_phase = fine_tune(setting)
+    teacher_heads, teacher_outputs, teacher_phase = fine_tune(setting)
     if args.stop_after == "teacher":
         return setting.log.finish(setting.store)
 
     if args.undistilled:
         train_undistilled(setting)
-    pair = Pair(setting, teacher, teacher_outputs)
+    pair = Pair(setting, teacher_heads, teacher_outputs)
     kd_phase = distill(setting, pair, teacher_phase)
     if args.stop_after == "kd":
         return setting.log.finish(setting.store)
@@ -78,8 +78,9 @@ class Setting:
 
     def open_folders(self):
         """From here on the run writes."""
+        drawn = self.checkpoints.check_weights(self.args.nlayers)
         check_folder(self.args.phase_dir)
-        self.log = RunFolder(self.args, self.task, self.data, self.quiz, self.checkpoints, self.summary)
+        self.log = RunFolder(self.args, self.task, self.data, self.quiz, self.checkpoints, drawn, self.summary)
         self.store = PhaseStore(self.args.phase_dir, self.args.fresh, self.log)
 
     def training(self, kind, epochs, batch_size, learning_rate, **more):
@@ -103,8 +104,12 @@ class Setting:
     def predictor(self, model):
         return lambda split: predict(model, split, self.args.eval_batch_size, self.device)
 
-    def frozen(self, model):
-        return FrozenEncoder(model.encoder, self.args.eval_batch_size, self.device)
+    def stored_outputs(self, phase, encoder_of):
+        return StoredOutputs(phase, encoder_of, self.args.eval_batch_size, self.device, self.log.say)
+
+    def new_teacher(self):
+        """The pre-trained checkpoint, with new heads."""
+        return load_model(self.checkpoints.teacher, self.tasks, self.args.seed, "teacher", bf16=self.bf16).to(self.device)
 
     def new_student(self):
         """The first n layers of the pre-trained checkpoint, with new heads."""
@@ -115,24 +120,26 @@ class Setting:
         return self.training(Distillation, args.epochs, args.train_dataloader_size, args.learning_rate, nlayers=args.nlayers,
                              temperature=temperature, alpha=alpha, beta=beta)
 
-    def model_phase(self, name, model, settings, inputs, compute):
-        """A phase that trains a whole Model, and its row."""
-        phase = self.store.run(name, settings, inputs, model, compute=compute,
-                               save=lambda folder: save_model(model, folder, [self.task.name], self.checkpoints.tokenizer),
-                               load=lambda folder: load_weights(model, folder, [self.task.name]))
-        self.log.add_row(name, self.store, phase, self.predictor(model))
+    def save(self, model, folder):
+        save_model(model, folder, [self.task.name], self.checkpoints.tokenizer)
+
+    def student_phase(self, name, student, settings, inputs, compute):
+        """A phase that trains a whole student, and its row."""
+        phase = self.store.run(name, settings, inputs, compute=compute, save=functools.partial(self.save, student),
+                               load=lambda folder: load_weights(student, folder, [self.task.name]))
+        student.eval()
+        self.log.add_row(name, self.store, phase, self.predictor(student))
         return phase
 
 
 class Pair:
     """What phases 2 to 4 move: the student, and the meta-teacher, which starts as a copy of the teacher's heads. The
-    encoders are asked for outputs by example: the teacher's never changes after phase 1."""
+    teacher's encoder never changes after phase 1 and is asked for outputs by example."""
 
-    def __init__(self, setting, teacher, teacher_outputs):
+    def __init__(self, setting, teacher_heads, teacher_outputs):
         args = setting.args
-        self.teacher_heads, self.teacher_outputs = teacher.heads, teacher_outputs
-        self.student, self.meta_teacher = setting.new_student(), copy.deepcopy(teacher.heads)
-        self.student_outputs = setting.frozen(self.student)
+        self.teacher_heads, self.teacher_outputs = teacher_heads, teacher_outputs
+        self.student, self.meta_teacher = setting.new_student(), copy.deepcopy(teacher_heads)
         self.kd_settings = setting.distillation(args.alpha, args.beta, args.temperature)
         self.meta_settings = setting.training(MetaTraining, args.meta_epochs, args.val_dataloader_size, args.meta_learning_rate,
                                               loss=loss_name(args))
@@ -149,28 +156,40 @@ class Pair:
         self.meta_teacher.load_state_dict(self.teacher_heads.state_dict())
         kd = distillation_epochs("kd", self.student, self.meta_teacher, self.teacher_outputs, setting.data["train"], self.kd_settings,
                                  setting.selection(setting.predictor(self.student)), setting.draws("kd"), setting.log)
-        meta_teacher = meta_teacher_epochs(self.meta_teacher, self.teacher_outputs, self.student_outputs, setting.data["quiz"],
+        moving = FrozenEncoder(self.student.encoder, setting.args.eval_batch_size, setting.device)  # between an epoch and the next
+        meta_teacher = meta_teacher_epochs(self.meta_teacher, self.teacher_outputs, moving, setting.data["quiz"],
                                            self.meta_settings, setting.selection(self.predict_meta_teacher),
                                            setting.draws("meta_teacher"), setting.log, student_moves=True)
         return alternate_phases(kd, meta_teacher, setting.log)
 
 
 def fine_tune(setting):
-    """Phase 1: the teacher is fine-tuned on train. Returns it, its encoder's outputs by example, and the finished phase."""
-    args, train = setting.args, setting.data["train"]
-    teacher = load_model(setting.checkpoints.teacher, setting.tasks, args.seed, "teacher", bf16=setting.bf16).to(setting.device)
+    """Phase 1: the teacher is fine-tuned on train. Returns its heads, its encoder's outputs by example, and the finished phase.
+    Its weights are in memory only while it is trained or its outputs are computed."""
+    args, data = setting.args, setting.data
     settings = setting.training(Training, args.teacher_epochs, args.train_dataloader_size, args.teacher_learning_rate)
-    phase = setting.model_phase(
-        "teacher", teacher, settings, setting.inputs("train", checkpoint=setting.checkpoints.teacher_sha256),
-        compute=lambda: train_teacher(teacher, train, settings, setting.selection(setting.predictor(teacher)), setting.draws("teacher"),
-                                      setting.log))
-    return teacher, setting.frozen(teacher), phase
+    teacher = functools.cache(setting.new_teacher)
+    phase = setting.store.run(
+        "teacher", settings, setting.inputs("train", checkpoint=setting.checkpoints.teacher_sha256),
+        compute=lambda: train_teacher(teacher(), data["train"], settings, setting.selection(setting.predictor(teacher())),
+                                      setting.draws("teacher"), setting.log),
+        save=lambda folder: setting.save(teacher(), folder), load=lambda folder: None)
+    teacher.cache_clear()
+    heads = Heads(setting.tasks, setting.checkpoints.hidden_size, args.seed, "teacher").to(setting.device).eval()
+    load_heads(heads, phase.folder, [setting.task.name])
+    outputs = setting.stored_outputs(phase, lambda: load_encoder(phase.folder, setting.bf16).to(setting.device))
+    read = {split: 0 for split in ("dev", "test") if split in data}
+    if args.stop_after != "teacher":
+        read |= {"quiz": 0, "train": args.nlayers - 1 if args.beta > 0 else 0}
+    outputs.prepare(*((data[split], layers) for split, layers in read.items()))
+    setting.log.add_row("teacher", setting.store, phase, lambda split: predict_heads(heads, outputs, split))
+    return heads, outputs, phase
 
 
 def train_undistilled(setting):
     """The row `student`: phase 2 without a teacher (alpha = 0, beta = 0)."""
     student, settings = setting.new_student(), setting.distillation(alpha=0.0, beta=0.0, temperature=1.0)
-    setting.model_phase(
+    setting.student_phase(
         "student", student, settings, setting.inputs("train", checkpoint=setting.checkpoints.student_sha256),
         compute=lambda: distill_student("student", student, None, None, setting.data["train"], settings,
                                         setting.selection(setting.predictor(student)), setting.draws("student"), setting.log))
@@ -181,8 +200,8 @@ def distill(setting, pair, teacher_phase):
     inputs = setting.inputs("train", checkpoint=setting.checkpoints.student_sha256, teacher=teacher_phase.identity)
     if pair.alternating:
         inputs |= setting.inputs("quiz", meta_teacher=asdict(pair.meta_settings))
-        return setting.model_phase("kd", pair.student, pair.kd_settings, inputs, compute=lambda: pair.alternated[0])
-    return setting.model_phase(
+        return setting.student_phase("kd", pair.student, pair.kd_settings, inputs, compute=lambda: pair.alternated[0])
+    return setting.student_phase(
         "kd", pair.student, pair.kd_settings, inputs,
         compute=lambda: distill_student("kd", pair.student, pair.teacher_heads, pair.teacher_outputs, setting.data["train"],
                                         pair.kd_settings, setting.selection(setting.predictor(pair.student)), setting.draws("kd"),
@@ -191,14 +210,15 @@ def distill(setting, pair, teacher_phase):
 
 def teach_to_teach(setting, pair, teacher_phase, kd_phase):
     """Phase 3: the meta-teacher's head learns on quiz from both encoders' pooled outputs."""
-    names = [setting.task.name]
+    names, student_outputs = [setting.task.name], setting.stored_outputs(kd_phase, lambda: pair.student.encoder)
     phase = setting.store.run(
         "meta_teacher", pair.meta_settings, setting.inputs("quiz", teacher=teacher_phase.identity, kd=kd_phase.identity),
-        pair.meta_teacher, save=lambda folder: save_heads(pair.meta_teacher, folder, names),
+        save=lambda folder: save_heads(pair.meta_teacher, folder, names),
         load=lambda folder: load_heads(pair.meta_teacher, folder, names),
         compute=lambda: pair.alternated[1] if pair.alternating else train_meta_teacher(
-            pair.meta_teacher, pair.teacher_outputs, pair.student_outputs, setting.data["quiz"], pair.meta_settings,
+            pair.meta_teacher, pair.teacher_outputs, student_outputs, setting.data["quiz"], pair.meta_settings,
             setting.selection(pair.predict_meta_teacher), setting.draws("meta_teacher"), setting.log))
+    pair.meta_teacher.eval()
     setting.log.add_row("meta_teacher", setting.store, phase, pair.predict_meta_teacher)
 
 

@@ -5,7 +5,7 @@ the teacher's encoder is frozen; the later phases ask a FrozenEncoder for its ou
 """
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional as F
@@ -95,22 +95,25 @@ class MetaTraining(Training):
     loss: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Selection:
     """Scores of a model on the splits that are looked at, and which of them selects (METHOD.md row 18).
 
     predict(split): logits (examples, classes) of the model as it is now. splits: name -> Split, those scored. rule:
-    "main_metric" of the task, or "f1_or_accuracy", which also keeps nothing that scores 0.
+    "main_metric" of the task, or "f1_or_accuracy", which also keeps nothing that scores 0. answers: {split name: class
+    numbers} of the last look.
     """
     predict: Callable
     splits: dict
     select_on: str
     rule: str
+    answers: dict = field(default_factory=dict)
 
     def scores(self):
         """{split name: what metrics.score gives, and the mean cross-entropy as loss}."""
         logits = {name: self.predict(split) for name, split in self.splits.items()}
-        return {name: {**score(split.task, logits[name].argmax(-1), split.labels),
+        self.answers = {name: values.argmax(-1).tolist() for name, values in logits.items()}
+        return {name: {**score(split.task, self.answers[name], split.labels),
                        "loss": F.cross_entropy(logits[name], split.labels).item()} for name, split in self.splits.items()}
 
     def main(self, scores):
@@ -182,7 +185,7 @@ class Epochs:
         scores = self.selection.scores()
         self.evaluated = True
         chosen = self.selection.main(scores)
-        improved = self.best.offer(chosen, self.epoch, scores, self.module)
+        improved = self.best.offer(chosen, self.epoch, scores, self.module, self.selection.answers)
         bar.set_postfix(loss=f"{figures['loss']:.4f}", score=f"{chosen:.4f}", best=f"{self.best.score:.4f}")
         self.log.event(phase=self.phase, epoch=self.epoch, **figures, learning_rate=settings.learning_rate, scores=scores, best=improved,
                        seconds=time.perf_counter() - start)
@@ -217,8 +220,8 @@ def run_epochs(*loops, log):
 
 # --- phases 1 to 3 -------------------------------------------------------------------------------------------------------
 
-def train_teacher(teacher, train, settings, selection, draws, log):
-    """Phase 1. Reads train and the settings; leaves the best epoch's weights in teacher. Returns the Best."""
+def teacher_epochs(teacher, train, settings, selection, draws, log):
+    """The Epochs of phase 1; arguments as in train_teacher."""
     device, optimizer = torch.device(settings.device), make_optimizer(teacher, settings.learning_rate, settings)
 
     def step(indices):
@@ -229,7 +232,12 @@ def train_teacher(teacher, train, settings, selection, draws, log):
         apply_gradients(optimizer, settings)
         return {"loss": loss, "gradient_norm": norm}
 
-    return run_epochs(Epochs("teacher", teacher, train, step, settings, selection, draws, log), log=log)[0]
+    return Epochs("teacher", teacher, train, step, settings, selection, draws, log)
+
+
+def train_teacher(teacher, train, settings, selection, draws, log):
+    """Phase 1. Reads train and the settings; leaves the best epoch's weights in teacher. Returns the Best."""
+    return run_epochs(teacher_epochs(teacher, train, settings, selection, draws, log), log=log)[0]
 
 
 def distillation_epochs(phase, student, teacher_heads, teacher_outputs, train, settings, selection, draws, log):
@@ -244,12 +252,12 @@ def distillation_epochs(phase, student, teacher_heads, teacher_outputs, train, s
         ce = F.cross_entropy(logits, batch.labels)
         soft = pkd = ce.new_zeros(())
         if teacher_outputs is not None:
-            teacher_pooled, teacher_states = teacher_outputs.outputs(train, indices, layers=settings.beta > 0)
+            teacher_pooled, teacher_states = teacher_outputs.outputs(train, indices, layers=len(states) if settings.beta > 0 else 0)
             with torch.no_grad():
                 teacher_logits = teacher_heads.eval()(task, teacher_pooled)
             soft = soft_loss(teacher_logits, logits, settings.temperature)
             if settings.beta > 0:
-                pkd = pkd_loss(states, teacher_states[:len(states)])
+                pkd = pkd_loss(states, teacher_states)
         loss = distillation_loss(soft, ce, pkd, settings.alpha, settings.beta)
         norm = backward(loss, student, settings.max_grad_norm)
         apply_gradients(optimizer, settings)

@@ -23,13 +23,14 @@ class Best:
     before it and than `floor` (METHOD.md row 18)."""
 
     def __init__(self, floor=-np.inf):
-        self.score, self.index, self.scores, self.weights = floor, None, None, None
+        self.score, self.index, self.scores, self.answers, self.weights = floor, None, None, {}, None
 
-    def offer(self, value, index, scores, module):
-        """Whether `value` (the selecting score, reached at epoch or episode `index`) is the best so far."""
+    def offer(self, value, index, scores, module, answers):
+        """Whether `value` (the selecting score, reached at epoch or episode `index`) is the best so far. answers: {split name:
+        class numbers} that led to it, kept so that nobody has to predict them again."""
         if not value > self.score:
             return False
-        self.score, self.index, self.scores = value, index, scores
+        self.score, self.index, self.scores, self.answers = value, index, scores, answers
         self.weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         return True
 

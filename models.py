@@ -23,15 +23,17 @@ HEADS_FILE = "heads.safetensors"
 
 
 def resolve_device(device, precision):
-    """The torch device for --device; InputError where it, or bf16 on it, is not there."""
+    """The torch device for --device; InputError where it, or bf16 on a GPU, is not there. A CPU without bf16 instructions
+    computes it all the same, and is warned of."""
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device found; use --device cpu or auto")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if precision == "bf16":
-        there = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else cpu_has_bf16()
-        if not there:
-            raise InputError(f"--precision bf16: this {device} has no bfloat16 instructions; use --precision fp32")
+    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise InputError("--precision bf16: this GPU has no bfloat16 instructions; use --precision fp32")
+    if precision == "bf16" and device == "cpu" and not cpu_has_bf16():
+        print("warning: --precision bf16: this CPU has no bfloat16 instructions, and is several times slower with it than with "
+              "--precision fp32", file=sys.stderr)
     return torch.device(device)
 
 
@@ -130,14 +132,20 @@ def load_tokenizer(folder, config, max_seq_length, flag):
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The pre-trained encoders of a run: folders, sha256 of their files, the tokenizer both share, and for each the names of
-    weights that its checkpoint lacks, which are drawn at random."""
+    """The pre-trained encoders of a run: folders, sha256 of their files, and the tokenizer both share."""
     teacher: Path
     student: Path
     teacher_sha256: str
     student_sha256: str
     tokenizer: object
-    drawn: dict
+    hidden_size: int
+
+    def check_weights(self, nlayers):
+        """For teacher and student, the names of weights that the checkpoint lacks and that are drawn at random; InputError as
+        check_weights. A student cut from the teacher's own checkpoint is not read again."""
+        teacher = check_weights(self.teacher, "--teacher_model")
+        return {"teacher": teacher,
+                "student": teacher if self.student == self.teacher else check_weights(self.student, "--student_model", nlayers)}
 
 
 def open_checkpoints(args):
@@ -148,8 +156,9 @@ def open_checkpoints(args):
     tokenizer = load_tokenizer(teacher, teacher_config, args.max_seq_length, "--teacher_model")
     student_tokenizer = load_tokenizer(student, student_config, args.max_seq_length, "--student_model")
     check_pair(teacher_config, student_config, tokenizer, student_tokenizer, args.nlayers)
-    drawn = {"teacher": check_weights(teacher, "--teacher_model"), "student": check_weights(student, "--student_model", args.nlayers)}
-    return Checkpoints(teacher, student, checksum_checkpoint(teacher), checksum_checkpoint(student), tokenizer, drawn)
+    teacher_sha256 = checksum_checkpoint(teacher)
+    return Checkpoints(teacher, student, teacher_sha256,
+                       teacher_sha256 if student == teacher else checksum_checkpoint(student), tokenizer, teacher_config.hidden_size)
 
 
 def check_pair(teacher_config, student_config, teacher_tokenizer, student_tokenizer, nlayers):
@@ -346,41 +355,61 @@ def load_weights(model, folder, tasks):
             module.load_state_dict({key: stored[f"{name}.{key}"] for key in module.state_dict()})
 
 
+def load_encoder(folder, bf16=False):
+    """The Encoder of what save_model wrote, for evaluation."""
+    encoder = Encoder(AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False), bf16)
+    if encoder.pooler is not None:
+        stored = load_file(Path(folder) / HEADS_FILE)
+        encoder.pooler.load_state_dict({key: stored[f"pooler.{key}"] for key in encoder.pooler.state_dict()})
+    return encoder.eval()
+
+
 # --- outputs of models that do not change ------------------------------------------------------------------------------
 
 class FrozenEncoder:
     """h(x) and the [CLS] states of an encoder that no longer changes, asked for by example.
 
-    A split goes through the encoder once, at the first question about it, in batches of similar length.
+    A split goes through the encoder once, at the first question about it, in batches of similar length. What is kept of it is a
+    table (examples * choices, 1 + layers, hidden): the pooled output, then the [CLS] states of layers 1..layers.
     """
 
     def __init__(self, encoder, batch_size, device):
         self.encoder, self.batch_size, self.device, self.kept = encoder, batch_size, device, {}
 
-    def outputs(self, split, indices=None, layers=False):
-        """pooled: (examples * choices, hidden) and, with `layers`, [CLS] states: (n - 1, examples * choices, hidden), else
-        None, of the examples `indices` (default: all, in order)."""
+    def outputs(self, split, indices=None, layers=0):
+        """pooled: (examples * choices, hidden) and the [CLS] states of layers 1..layers: (layers, examples * choices, hidden), of
+        the examples `indices` (default: all, in order)."""
         key = (split.task.name, split.name)
-        if key not in self.kept or (layers and self.kept[key][1] is None):
-            self.kept[key] = self.compute(split, layers)
-        rows = torch.from_numpy(split.rows(range(len(split)) if indices is None else indices)).to(self.device)
-        pooled, states = self.kept[key]
-        return pooled[rows], states[:, rows] if layers else None
+        if key not in self.kept or self.kept[key].shape[1] <= layers:
+            self.kept[key] = self.table(split, layers)
+        table = self.kept[key]
+        rows = torch.from_numpy(split.rows(range(len(split)) if indices is None else indices)).to(table.device)
+        found = table[:, :1 + layers][rows].to(self.device).transpose(0, 1).contiguous()
+        return found[0], found[1:]
 
     def forget(self):
         """The encoder has changed: what was kept is no longer true."""
         self.kept = {}
 
+    def table(self, split, layers):
+        """The table of a split, from wherever it is to be had."""
+        return self.fill(torch.empty(self.shape(split, layers), dtype=self.encoder.pooler_weight.dtype, device=self.device), split)
+
+    def shape(self, split, layers):
+        return len(split) * split.task.rows, 1 + layers, self.encoder.pooler_weight.shape[0]
+
     @torch.no_grad()
-    def compute(self, split, layers):
+    def fill(self, table, split):
+        """Run the encoder over the split and write what it gives into the table."""
+        layers = table.shape[1] - 1
         self.encoder.eval()
-        order, parts = batches_by_length(split, self.batch_size), []
-        for indices in order:
-            parts.append(self.encoder(split.batch(indices, self.device), layers))
-        rows = torch.from_numpy(split.rows([number for indices in order for number in indices])).to(self.device)
-        places = torch.argsort(rows)
-        pooled = torch.cat([part for part, _ in parts])[places]
-        return pooled, torch.cat([part for _, part in parts], dim=1)[:, places] if layers else None
+        for indices in batches_by_length(split, self.batch_size):
+            pooled, states = self.encoder(split.batch(indices, self.device), layers > 0)
+            rows = torch.from_numpy(split.rows(indices)).to(table.device)
+            table[rows, 0] = pooled.to(table.device)
+            if layers:
+                table[rows, 1:] = states[:layers].transpose(0, 1).to(table.device)
+        return table
 
 
 @torch.no_grad()

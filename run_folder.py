@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
@@ -27,10 +28,11 @@ import data_utils
 from arguments import NOT_PART_OF_THE_RUN, PHASES, loss_name
 from data_utils import InputError
 from metrics import score, write_predictions
-from models import save_model
+from models import FrozenEncoder, save_model
 
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scikit-learn", "safetensors")
 HERE = Path(data_utils.__file__).parent
+RESIDENT_BYTES = 2 << 30  # a table of frozen outputs up to this size lies on the GPU, a larger one in its file
 
 
 def write_json(path, content):
@@ -125,7 +127,7 @@ class ScreenHandler(logging.Handler):
 class RunFolder:
     """Opens --output_dir and writes what happens into it: log.txt, metrics.jsonl, trajectories.jsonl; result.json last."""
 
-    def __init__(self, args, task, data, quiz, checkpoints, data_summary):
+    def __init__(self, args, task, data, quiz, checkpoints, drawn, data_summary):
         self.args, self.task, self.data, self.path, self.data_summary = args, task, data, args.output_dir, data_summary
         self.rows, self.seconds, self.lines, self.told = {}, {}, {}, set()
         self.tracker = open_tracker(args)
@@ -152,9 +154,8 @@ class RunFolder:
                      + (f", spans located: {', '.join(f'{count} {how}' for how, count in spans.items())}" if spans else ""))
         for flag, folder, sha256 in (("teacher", checkpoints.teacher, checkpoints.teacher_sha256),
                                      ("student", checkpoints.student, checkpoints.student_sha256)):
-            drawn = checkpoints.drawn[flag]
             self.say(f"--{flag}_model {folder}, sha256 {sha256[:16]}"
-                     + (f", without {', '.join(drawn)}, drawn at random" if drawn else ""))
+                     + (f", without {', '.join(drawn[flag])}, drawn at random" if drawn[flag] else ""))
 
     def say(self, text):
         """A line on the screen and in log.txt."""
@@ -168,8 +169,9 @@ class RunFolder:
         line = json.dumps(values) + "\n"
         self.metrics.write(line)
         self.metrics.flush()
-        self.lines.setdefault(values["phase"], []).append(line)
         kind = "epoch" if "epoch" in values else "episode"
+        if kind == "epoch":  # for the phase's artefact; phase 4 has none
+            self.lines.setdefault(values["phase"], []).append(line)
         number = values[kind]
         scores = "  ".join(f"{split} {figures['correct']}/{figures['total']}" for split, figures in values["scores"].items())
         parts = "  ".join(f"{name} {values[name]:.4f}" for name in ("loss", "reward", "entropy", "gradient_norm") if name in values)
@@ -215,7 +217,8 @@ class RunFolder:
     def add_final_row(self, best, predict):
         """The row of phase 4."""
         name = "no_curriculum" if self.args.curriculum == "main_task" else "mpdistil"
-        predictions = {split: predict(self.data[split]).argmax(-1).tolist() for split in ("dev", "test") if split in self.data}
+        predictions = {split: best.answers.get(split) or predict(self.data[split]).argmax(-1).tolist()
+                       for split in ("dev", "test") if split in self.data}
         self.write_row(name, predictions, {"episode": best.index})
 
     def write_row(self, name, predictions, when):
@@ -315,6 +318,11 @@ def code_checksum(*modules):
     return digest.hexdigest()
 
 
+def split_file(split, ending):
+    """The name of a file about a split: the same name, the same tokens."""
+    return f"{split.task.name}-{split.name}-{split.encoded_checksum()[:16]}{ending}"
+
+
 @dataclass
 class Phase:
     """A finished phase: identity (sha256), folder of its artefact, best {"epoch", "scores"}, seconds it took, whether reused."""
@@ -332,11 +340,11 @@ class PhaseStore:
     def __init__(self, folder, fresh, log):
         self.folder, self.fresh, self.log, self.done = folder, fresh, log, {}
 
-    def run(self, name, settings, inputs, module, save, load, compute):
+    def run(self, name, settings, inputs, save, load, compute):
         """The phase `name`: read back if an artefact of the same identity is there, else computed and kept.
 
         settings: a dataclass; inputs: checksums and identities of what it reads. save(folder) and load(folder) move the
-        module's weights, compute() trains it and returns a Best. The module ends with the phase's best weights.
+        weights, compute() trains them and returns a Best.
         """
         depends = {"phase": name, "settings": asdict(settings), "inputs": inputs,
                    "versions": {package: version(package) for package in ("torch", "transformers")},
@@ -350,7 +358,6 @@ class PhaseStore:
                 raise InputError(f"--phase_dir: {folder}/phase.json does not describe the phase that its name says; remove that folder")
             self.log.say(f"{name}: already computed, taken from {folder}")
             load(folder)
-            module.eval()
             self.log.replay(name, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True))
         else:
             self.log.say(f"{name}: computing")
@@ -358,18 +365,21 @@ class PhaseStore:
             seconds = sum(json.loads(line)["seconds"] for line in self.log.lines[name])  # of its own epochs, where phases take turns
             record = {"phase": name, "identity": identity, "depends_on": depends, "best": {"epoch": best.index, "scores": best.scores},
                       "seconds": round(seconds, 2)}
-            self.publish(folder, save, record)
+            self.publish(folder, save, record, best.answers)
         self.log.told.add(name)
         phase = Phase(name, identity, folder, record["best"], record["seconds"], reused)
         self.done[name] = phase
         return phase
 
-    def publish(self, folder, save, record):
+    def publish(self, folder, save, record, answers):
         """Write an artefact beside its final name and rename it; one that another run finished meanwhile stays, unless
         --fresh asks for ours."""
         part = folder.with_name(f"{folder.name}.part{os.getpid()}")
         save(part)
         (part / "metrics.jsonl").write_text("".join(self.log.lines[record["phase"]]), encoding="utf-8")
+        (part / "predictions").mkdir()
+        for name, numbers in answers.items():
+            write_json(part / "predictions" / split_file(self.log.data[name], ".json"), numbers)
         write_json(part / "phase.json", record)
         if self.fresh and folder.exists():
             shutil.rmtree(folder)
@@ -382,8 +392,63 @@ class PhaseStore:
 
     def predictions(self, phase, split, predict):
         """Class numbers that the phase's model gives a split: from the artefact, or predicted now and kept there."""
-        path = phase.folder / "predictions" / f"{split.name}-{split.encoded_checksum()[:16]}.json"
+        path = phase.folder / "predictions" / split_file(split, ".json")
         if not path.is_file():
-            path.parent.mkdir(exist_ok=True)
             write_json(path, predict(split).argmax(-1).tolist())
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+class StoredOutputs(FrozenEncoder):
+    """A FrozenEncoder whose tables are files in the folder of its phase (outputs/*.npy), memory-mapped: an example goes through
+    the encoder once for all runs that share the phase. The encoder is read only when a table is missing, and let go again."""
+
+    def __init__(self, phase, encoder_of, batch_size, device, say):
+        super().__init__(None, batch_size, device)
+        self.folder, self.encoder_of, self.say = phase.folder / "outputs", encoder_of, say
+
+    def prepare(self, *wanted):
+        """Have the tables of (split, layers) pairs made in one go."""
+        missing = [(split, layers) for split, layers in wanted if self.find(split, layers) is None]
+        if missing:
+            self.encoder = self.encoder_of()
+            for split, layers in missing:
+                self.write(split, layers)
+            self.encoder = None
+        for split, layers in wanted:
+            made = "run" if (split, layers) in missing else "not needed, outputs read"
+            self.say(f"{self.folder.parent.name}: encoder {made} for {len(split)} examples of {split.name}")
+
+    def table(self, split, layers):
+        path = self.find(split, layers)
+        if path is None:
+            self.prepare((split, layers))
+            path = self.find(split, layers)
+        table = torch.from_numpy(np.load(path, mmap_mode="c"))
+        on_gpu = self.device.type == "cuda" and table.nbytes <= RESIDENT_BYTES
+        return table.to(self.device) if on_gpu else table
+
+    def find(self, split, layers):
+        """The file that has at least these layers of the split; None if there is none. InputError if it was altered."""
+        for path in sorted(self.folder.glob(split_file(split, "-*.npy"))):
+            said = read_json(path.with_suffix(".json"), f"remove {self.folder}")
+            if said["layers"] < layers:
+                continue
+            with open(path, "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != said["sha256"]:
+                    raise InputError(f"{path}: not the bytes that were written (sha256); remove {self.folder}")
+            return path
+
+    def write(self, split, layers):
+        """Fill a new file, and give it its name when it is whole."""
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / split_file(split, f"-{layers}.npy")
+        part = path.with_suffix(f".part{os.getpid()}")
+        dtype = torch.empty(0, dtype=self.encoder.pooler_weight.dtype).numpy().dtype
+        mapped = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=self.shape(split, layers))
+        self.fill(torch.from_numpy(mapped), split)
+        mapped.flush()
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        write_json(path.with_suffix(".json"), {"layers": layers, "sha256": sha256})
+        os.replace(part, path)

@@ -61,9 +61,11 @@ def test_cuda_where_there_is_none(command, capsys):
     refused(command, capsys, "--device cuda", "use --device cpu", device="cuda")
 
 
-def test_bf16_where_there_is_none(command, capsys, monkeypatch):
-    monkeypatch.setattr("models.cpu_has_bf16", lambda: False)
-    refused(command, capsys, "--precision bf16", "use --precision fp32", precision="bf16")
+@pytest.mark.parametrize("there", (False, True))
+def test_bf16_on_a_cpu_warns_where_it_is_slow(there, command, capsys, monkeypatch):
+    monkeypatch.setattr("models.cpu_has_bf16", lambda: there)
+    assert command(precision="bf16", stop_after="teacher")[0] == 0
+    assert ("warning: --precision bf16" in capsys.readouterr().err) != there
 
 
 @pytest.mark.parametrize("tracker", ("tensorboard", "wandb"))

@@ -9,9 +9,11 @@ import sys
 import pytest
 from transformers import AutoModel
 
+import main_superglue
 from conftest import ROOT, TASK_NAMES, make_encoder, read_lines
 from data_utils import TASKS, read_task
 from metrics import read_predictions, score
+from models import load_encoder
 
 
 def result_of(folder):
@@ -144,8 +146,37 @@ def test_predictions_of_a_reused_phase_are_of_the_tokens_of_this_run(command, da
         code, folder = command(folder=f"r/{length}", data_dir=data, max_seq_length=length, stop_after="teacher")
         assert code == 0
     assert result_of(folder)["reused"] == ["teacher"]
-    kept = sorted(path.name.split("-")[0] for path in (folder.parent / "phases").glob("teacher-*/predictions/*.json"))
+    kept = sorted(path.name.split("-")[1] for path in (folder.parent / "phases").glob("teacher-*/predictions/*.json"))
     assert kept == ["dev", "test", "test"]
+
+
+def test_the_teachers_encoder_runs_once_per_example(command, monkeypatch):
+    """After phase 1, over all phases and all runs that share the teacher; again only for [CLS] states that nobody kept."""
+    calls = []
+
+    def load_counted(*arguments):
+        encoder = load_encoder(*arguments)
+        encoder.register_forward_hook(lambda module, inputs, output: calls.append(len(output[0])))
+        return encoder
+
+    monkeypatch.setattr(main_superglue, "load_encoder", load_counted)
+    code, folder = command("COPA", folder="runs/a")
+    sizes = {name.removeprefix("COPA/"): split["examples"] for name, split in result_of(folder)["data"].items() if "COPA/" in name}
+    assert code == 0 and sum(calls) == 2 * sum(sizes.values()) and set(sizes) == {"train", "quiz", "dev", "test"}
+    calls.clear()
+    assert command("COPA", folder="runs/b", use_comp_loss=True, nlayers=2)[0] == 0 and not calls   # fewer layers are a part of more
+    assert command("COPA", folder="runs/c", nlayers=4)[0] == 0 and sum(calls) == 2 * sizes["train"]
+
+
+def test_stored_outputs_that_were_altered_are_refused(command, capsys):
+    code, folder = command(folder="runs/a", stop_after="kd")
+    table = next((folder.parent / "phases").glob("teacher-*/outputs/CB-quiz-*.npy"))
+    data = table.read_bytes()
+    table.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    capsys.readouterr()
+    assert command(folder="runs/b", reward_function="real")[0] == 2
+    message = capsys.readouterr().err
+    assert str(table) in message and "sha256" in message and "remove" in message and message.count("\n") == 1
 
 
 def test_stop_after_and_going_on(command):

@@ -22,7 +22,7 @@ def test_first_best_is_kept_and_comes_back():
     offered = []
     for index, value in enumerate([0.0, 0.5, 0.5, 0.4], 1):
         torch.nn.init.constant_(module.weight, index)
-        offered.append(best.offer(value, index, {"dev": value}, module))
+        offered.append(best.offer(value, index, {"dev": value}, module, {"dev": [index]}))
     assert offered == [True, True, False, False] and (best.index, best.scores) == (2, {"dev": 0.5})
     best.restore(module)
     assert module.weight.item() == 2

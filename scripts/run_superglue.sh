@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # The paper's loop: every task with both losses and both rewards, with the undistilled student and without a curriculum.
 #   scripts/run_superglue.sh DATA_DIR [flags of main_superglue.py ...]
-# One teacher, one distilled student and two meta-teachers per task are computed and shared by its variants (with
-# --protocol released two distilled students, since phases 2 and 3 take turns there). A run that is
-# done is not done again; TASKS="CB COPA" narrows the tasks.
+# One teacher, one distilled student and two meta-teachers per task are computed first, then the six runs of phase 4 share
+# them (with --protocol released two distilled students, since phases 2 and 3 take turns there). A run that is done is not
+# done again. TASKS="CB COPA" narrows the tasks; JOBS=2 lets two runs of phase 4 share the GPU or, each with its part of the
+# cores, the CPU.
 set -euo pipefail
 if [[ $# -lt 1 ]]; then
   echo "usage: $0 DATA_DIR [flags of main_superglue.py ...]" >&2
@@ -13,11 +14,24 @@ data=$1
 [[ -d $data ]] && data=$(cd "$data" && pwd)
 shift
 cd "$(dirname "$0")/.."
+jobs=${JOBS:-1}
+run() { python main_superglue.py --task "$task" --data_dir "$data" --undistilled "$@"; }
+failed=0
 for task in ${TASKS:-BoolQ CB COPA RTE WiC WSC}; do
   for loss in "" --use_comp_loss; do
-    for reward in binary real; do
-      python main_superglue.py --task "$task" --data_dir "$data" --reward_function "$reward" --undistilled $loss "$@"
-    done
-    python main_superglue.py --task "$task" --data_dir "$data" --curriculum main_task --undistilled $loss "$@"
+    run $loss --stop_after meta_teacher "$@"
   done
+  pids=()
+  for loss in "" --use_comp_loss; do
+    for variant in "--reward_function binary" "--reward_function real" "--curriculum main_task"; do
+      while (( $(jobs -rp | wc -l) >= jobs )); do sleep 0.2; done
+      (
+        (( jobs > 1 )) && export OMP_NUM_THREADS=$(( ($(nproc) + jobs - 1) / jobs ))
+        run $loss $variant "$@"
+      ) &
+      pids+=($!)
+    done
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
 done
+exit $failed

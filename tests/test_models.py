@@ -1,13 +1,24 @@
 """Encoders of four architectures, the cut student, frozen outputs, saving."""
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+from unittest.mock import MagicMock
+
 import numpy as np
 import pytest
 import torch
 import transformers
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from data_utils import TASKS, batches_by_length, load_task
+from conftest import ROOT
+from data_utils import TASKS, Draws, batches_by_length, load_task
+from meta_policy import Distillation, MetaTraining, Selection, distill_student, train_meta_teacher
 from models import (FrozenEncoder, Heads, checksum_checkpoint, load_heads, load_model, load_weights, predict, predict_heads, save_heads,
                     save_model)
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from benchmark import RunningEncoder  # noqa: E402
 
 KINDS = ("bert", "mpnet", "deberta", "distilbert")
 TWO = [TASKS["CB"], TASKS["COPA"]]
@@ -147,3 +158,30 @@ def test_checkpoint_checksum_sees_every_file(encoders, tmp_path):
     assert checksum_checkpoint(tmp_path / "copy") == checksum_checkpoint(encoders["bert"])
     (tmp_path / "copy" / "vocab.txt").write_text("other")
     assert checksum_checkpoint(tmp_path / "copy") != checksum_checkpoint(encoders["bert"])
+
+
+@pytest.mark.parametrize("kind", ("bert", "deberta"))
+def test_training_on_kept_outputs_equals_running_the_teacher(kind, encoders, data_dir):
+    """An epoch of phase 2 and one of phase 3, dropout on: losses and gradient norms to 1e-6 relative (the batches differ)."""
+    tokenizer = AutoTokenizer.from_pretrained(encoders[kind])
+    data = load_task(TASKS["CB"], data_dir, tokenizer, 64, 42, 4, ("train", "quiz", "dev"))
+    common = dict(epochs=1, batch_size=4, learning_rate=1e-3, weight_decay=0.01, max_grad_norm=1.0, seed=1, select_on="dev",
+                  eval_batch_size=16, device="cpu", precision="fp32", dropout="training", weight_decay_on="matrices",
+                  selection="main_metric", data_order="own_generators", zero_grad="none")
+    figures = []
+    for outputs_of in (FrozenEncoder, RunningEncoder):
+        teacher, student = load_model(encoders[kind], TWO, 1, "teacher"), load_model(encoders[kind], TWO, 1, "student", 3)
+        outputs, moving = (outputs_of(model.encoder, 16, torch.device("cpu")) for model in (teacher, student))
+        log = SimpleNamespace(event=lambda **line: figures.append(line), progress=lambda *_: nullcontext(MagicMock()))
+        distill_student("kd", student, teacher.heads, outputs, data["train"],
+                        Distillation(**common, nlayers=3, temperature=5.0, alpha=0.5, beta=100.0),
+                        Selection(lambda split: predict(student, split, 16, "cpu"), {"dev": data["dev"]}, "dev", "main_metric"),
+                        Draws(1, "kd", "own_generators"), log)
+        heads = teacher.heads
+        train_meta_teacher(heads, outputs, moving, data["quiz"], MetaTraining(**common, loss="com"),
+                           Selection(lambda split: predict_heads(heads, outputs, split), {"dev": data["dev"]}, "dev", "main_metric"),
+                           Draws(1, "meta_teacher", "own_generators"), log)
+    for ours, running in zip(figures[:2], figures[2:]):
+        for name in set(ours) - {"phase", "scores", "best", "seconds"}:
+            assert ours[name] == pytest.approx(running[name], rel=1e-6), name
+        assert ours["scores"]["dev"]["correct"] == running["scores"]["dev"]["correct"]

@@ -1,4 +1,5 @@
 """The scripts: sample data, printed results, usage errors."""
+import json
 import subprocess
 import sys
 from collections import Counter
@@ -39,6 +40,27 @@ def test_results_are_printed_as_markdown(command):
     assert f"| 3 | {reward:.4f} |" in done.stdout  # a fifth of three episodes is the first one
     done = script(sys.executable, "scripts/show_results.py", str(folder.parent))
     assert done.returncode == 2 and "no result.json found" in done.stderr
+
+
+def test_benchmark_at_toy_size(encoders, data_dir, tmp_path):
+    """Its shape only: what it measures at this size says nothing."""
+    flags = {"task": "CB", "data_dir": data_dir, "teacher_model": encoders["bert"], "nlayers": 2, "max_seq_length": 64, "device": "cpu",
+             "val_dataloader_size": 4, "json": tmp_path / "out.json", "rounds": 1, "steps": 1, "jobs": 1}
+    done = script(sys.executable, "scripts/benchmark.py", "--profile", *(str(word) for name, value in flags.items()
+                                                                         for word in (f"--{name}", value)))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert {"machine", "settings", "phases", "run", "column", "peak_memory_bytes"} <= set(found)
+    assert list(found["phases"]) == ["teacher", "kd", "meta_teacher", "mpdistil"] and found["teacher_passes_per_example"] == 1
+    for entry in found["phases"].values():
+        assert all(entry[name] > 0 for name in ("naive_s", "ours_s", "bare_s", "over_bare", "flops_per_step"))
+        assert entry["ratio"] == pytest.approx(entry["naive_s"] / entry["ours_s"])
+        assert all(sum(shares.values()) == pytest.approx(1) for shares in entry["profile"].values())
+    assert found["run"]["naive_s"] == pytest.approx(sum(entry["naive_s"] for entry in found["phases"].values()) + found["startup_s"])
+    assert found["column"]["column_over_naive_run"] == pytest.approx(found["column"]["ours_s"] / found["column"]["naive_run_s"])
+    assert min(found["peak_memory_bytes"].values()) > 1e8 and "| mpdistil |" in done.stdout
+    done = script(sys.executable, "scripts/benchmark.py", "--task", "CB", "--data_dir", "nowhere", "--json", str(tmp_path / "o.json"))
+    assert done.returncode != 0 and "--data_dir nowhere" in done.stderr
 
 
 @pytest.mark.parametrize("words", [("scripts/get_encoder.sh", "BERT", "x"), ("scripts/run_superglue.sh",)])

@@ -11,7 +11,7 @@ CURRICULA = ("policy", "uniform", "main_task")
 PHASES = ("teacher", "kd", "meta_teacher")  # where --stop_after may stop; phase 4 ends the run anyway
 
 # Flags that say where things go or how far to go, not what is computed: a run folder may be continued with others.
-NOT_PART_OF_THE_RUN = ("output_dir", "phase_dir", "fresh", "report_to", "stop_after")
+NOT_PART_OF_THE_RUN = ("output_dir", "phase_dir", "fresh", "report_to", "stop_after", "save_seconds")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -110,7 +110,10 @@ def build_parser():
                                 "<binary|real>-<curriculum>-seed<seed>)")),
           ("--phase_dir", dict(type=Path, help="where finished phases are kept and looked for (default: phases/ beside the "
                                "run folders)")),
-          ("--fresh", dict(action="store_true", help="compute every phase again; this run's phases stay in its own folder")),
+          ("--fresh", dict(action="store_true", help="use no phase of other runs: this run's phases stay in its own folder, and "
+                           "once it is finished the same command computes them again")),
+          ("--save_seconds", dict(type=number(float, 0), default=60.0, help="longest time between two saves of an unfinished phase; it "
+                                  "is also saved at ends of epochs and episodes, where that takes less than 1%% of the time")),
           ("--stop_after", dict(choices=PHASES, help="end the run after this phase")),
           ("--device", dict(choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")),
           ("--precision", dict(choices=("fp32", "bf16"), default="fp32", help="of the encoders' arithmetic; weights stay float32")),

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data_utils import seeded_generator
-from meta_policy import Training, apply_gradients, backward, finish_best, make_optimizer, mean_figures, true_class_probability
+from data_utils import cut_order, seeded_generator
+from meta_policy import (Training, TrainingError, apply_gradients, backward, explain, figure_table, finish_best, is_finite, make_optimizer,
+                         mean_figures, true_class_probability)
 from models import init_linear, predict, set_training
+from resume import NoSaver, prefixed, random_tensors, restore_random, restore_training, training_tensors, under
 
 DISCOUNT = 0.99  # METHOD.md row 16
 
@@ -118,6 +120,17 @@ class QuizBatches:
     def new_episode(self):
         self.left = {}
 
+    def state(self):
+        """What load_state makes the same again from."""
+        return {name: {task: [batch.tolist() for batch in batches] for task, batches in (kept or {}).items()}
+                for name, kept in (("left", self.left), ("fixed", self.fixed))}
+
+    def load_state(self, values):
+        """Take over what state gave."""
+        def arrays(kept):
+            return {task: [np.asarray(batch, dtype=np.int64) for batch in batches] for task, batches in kept.items()}
+        self.left, self.fixed = arrays(values["left"]), arrays(values["fixed"]) or None
+
     def next(self, name):
         """Indices into the quiz split of task `name`."""
         if self.fixed:
@@ -141,7 +154,10 @@ class Curriculum:
         with torch.no_grad():  # p_T'(y|x) of the main quiz: T' and its encoder no longer change
             logits = meta_teacher(main_task, teacher_outputs.outputs(self.main_quiz)[0])
             self.p_teacher = true_class_probability(logits, self.labels)
-        self.state = self.p_before = None
+        self.episode, self.order = 0, None                  # episodes finished; the main task's batches in the one under way
+        self.p_before, self.begun, self.state_now = None, {}, None  # what that one fixed at its start
+        self.upcoming, self.seconds = None, 0.0
+        self.used, self.credited, self.trained, self.states, self.rewards, self.figures = [], [], [], [], [], []
 
     def prepare_reward(self):
         """Put the student into the mode in which rewards are taken: no dropout, but in the released code the heads' is on
@@ -151,34 +167,55 @@ class Curriculum:
         else:
             set_training(self.student, self.settings.dropout, self.evaluated)
 
-    def begin_episode(self, evaluated):
-        """What an episode fixes at its start: nothing in `paper`; the state and the rewards' weights where the protocol says
-        so. evaluated: whether phase 4 has evaluated the student yet."""
-        self.evaluated = evaluated
+    @property
+    def evaluated(self):
+        """Whether phase 4 has evaluated the student yet."""
+        return self.episode > 0
+
+    def begin_episode(self):
+        """What an episode fixes at its start: its order; and the state and the rewards' weights where the protocol says so."""
         self.batches.new_episode()
+        self.used, self.credited, self.trained, self.states, self.rewards, self.figures = [], [], [], [], [], []
         if self.settings.state_gradient == "attached":
-            # copies, so that steps within the episode may change the weights before the policy loss goes backward
-            weight, bias = (p.clone() for p in (self.student.state_predictor.weight, self.student.state_predictor.bias))
-            self.state = curriculum_state(lambda x: F.linear(x, weight, bias), self.student.encoder.pooler_weight.clone())
+            predictor = self.student.state_predictor
+            self.fix_state({"weight": predictor.weight, "bias": predictor.bias, "pooler": self.student.encoder.pooler_weight})
         if self.settings.reward_weights == "before_episode":
             logits = predict(self.student, self.main_quiz, self.settings.eval_batch_size, self.device, self.prepare_reward).to(self.device)
             self.p_before = true_class_probability(logits, self.labels)
+        self.upcoming = self.first_action() if self.settings.credit == "next_step" else None
+        self.order = self.draws.batches(len(self.main_quiz), self.settings.batch_size, "order")
 
-    def log_pi(self):
+    def fix_state(self, values):
+        """The state of the whole episode, from copies with these values, so that steps within the episode may change the weights
+        before the policy loss goes backward to them."""
+        predictor = self.student.state_predictor
+        copies = {"weight": predictor.weight.clone(), "bias": predictor.bias.clone(), "pooler": self.student.encoder.pooler_weight.clone()}
+        for name, value in values.items():
+            copies[name].data.copy_(value.detach())
+        self.begun = {name: copy.detach() for name, copy in copies.items()}
+        self.state_now = curriculum_state(lambda x: F.linear(x, copies["weight"], copies["bias"]), copies["pooler"])
+
+    def state_of_student(self):
+        """The state that the policy sees at this step: (1, hidden)."""
+        if self.settings.state_gradient == "attached":
+            return self.state_now
+        return curriculum_state(self.student.state_predictor, self.student.encoder.pooler_weight).detach()
+
+    def log_pi(self, state):
         """log pi(. | state): (tasks). Without a policy: uniform, or all on the main task."""
         if self.settings.curriculum == "uniform":
             return torch.full((len(self.names),), 1 / len(self.names), device=self.device).log()
         if self.settings.curriculum == "main_task":
             return torch.tensor([float(name == self.main_task) for name in self.names], device=self.device).log()
-        if self.settings.state_gradient == "attached":
-            return self.policy(self.state)
-        return self.policy(curriculum_state(self.student.state_predictor, self.student.encoder.pooler_weight).detach())
+        return self.policy(state)
 
-    def choose(self, log_pi):
-        """An action as --curriculum says."""
+    def choose(self):
+        """An action as --curriculum says, from the state as it is now, which is kept for the policy's loss."""
+        self.states.append(self.state_of_student() if self.settings.curriculum == "policy" else torch.zeros(1, 0))
         if self.settings.curriculum == "main_task":
             return self.names.index(self.main_task)
-        return self.draws.action(log_pi.detach().exp())
+        with torch.no_grad():
+            return self.draws.action(self.log_pi(self.states[-1]).exp())
 
     def first_action(self):
         """The episode's first action where actions act one step later: by chance alone (METHOD.md row 15)."""
@@ -188,17 +225,20 @@ class Curriculum:
 
     def train_student(self, name):
         """Train the student on a quiz batch of the chosen task (METHOD.md row 12). Returns the step's figures."""
-        batch = self.quiz[name].batch(self.batches.next(name), self.device)
+        indices = self.batches.next(name)
+        batch = self.quiz[name].batch(indices, self.device)
         set_training(self.student, self.settings.dropout, self.evaluated)
         logits, pooled = self.student(name, batch)
         ce, p_student = F.cross_entropy(logits, batch.labels), true_class_probability(logits, batch.labels)
         with torch.no_grad():
             p_meta_teacher = true_class_probability(self.meta_teacher(name, pooled), batch.labels)
         loss = student_loss(ce, p_student, p_meta_teacher)
-        norm = backward(loss, self.student, self.settings.max_grad_norm)
-        if self.settings.student_update == "each_step":
+        figures = {"loss": loss, "ce": ce, "p_student": p_student.mean(), "p_meta_teacher": p_meta_teacher.mean(),
+                   "gradient_norm": backward(loss, self.student, self.settings.max_grad_norm)}
+        self.trained.append(indices.tolist())
+        if self.settings.student_update == "each_step" and is_finite(figures):
             apply_gradients(self.student_optimizer, self.settings)
-        return {"loss": loss, "ce": ce, "p_student": p_student.mean(), "p_meta_teacher": p_meta_teacher.mean(), "gradient_norm": norm}
+        return figures
 
     @torch.no_grad()
     def reward(self, indices):
@@ -213,63 +253,127 @@ class Curriculum:
         dtype = torch.float32 if self.settings.reward_precision == "float32" else None
         return REWARDS[self.settings.reward](p_student, self.p_teacher[places], len(self.main_quiz), dtype)
 
-    def end_episode(self, loss):
-        """Update the policy, and the student with what is still waiting for it. Returns the policy's figures."""
+    def take_step(self):
+        """One step. An action picks a task, one of its quiz batches trains the student, and the reward is taken on a quiz batch
+        of the main task. credit "same_step": the action is drawn, used and credited in one step; "next_step": the action drawn
+        at a step is credited with that step's reward and used at the next one (METHOD.md row 15)."""
+        if self.settings.credit == "same_step":
+            self.credited.append(self.choose())
+            self.used.append(self.credited[-1])
+            self.figures.append(self.train_student(self.names[self.used[-1]]))
+        else:
+            self.used.append(self.upcoming)
+            self.figures.append(self.train_student(self.names[self.used[-1]]))
+            self.upcoming = self.choose()
+            self.credited.append(self.upcoming)
+        self.rewards.append(self.reward(self.order[len(self.rewards)]))
+
+    def end_episode(self):
+        """Update the policy, and the student with what is still waiting for it. Returns advantages (steps), log pi (steps,
+        tasks) and the policy's figures."""
+        log_pis = torch.stack([self.log_pi(state) for state in self.states])
+        advantages = advantages_of(torch.stack(self.rewards), discount_from=self.settings.discount_from)
+        loss = policy_loss(advantages, log_pis[range(len(self.credited)), self.credited])
         figures = {"policy_loss": loss.detach()}
         if self.settings.curriculum == "policy":
             figures["policy_gradient_norm"] = backward(loss, self.policy, self.settings.max_grad_norm)
             apply_gradients(self.policy_optimizer, self.settings)
         if self.settings.student_update == "each_episode" or self.settings.state_gradient == "attached":
             apply_gradients(self.student_optimizer, self.settings)
-        return figures
+        self.episode, self.order, self.seconds = self.episode + 1, None, 0.0
+        return advantages, log_pis.detach(), figures
+
+    def means(self):
+        """Mean figures of the episode so far; TrainingError if one is not finite."""
+        try:
+            return mean_figures(self.figures, f"phase mpdistil, episode {self.episode + 1}", self.settings.learning_rate)
+        except TrainingError as error:
+            raise explain(error, self.quiz[self.names[self.used[error.step]]], self.trained[error.step]) from None
+
+    def state(self):
+        """(tensors, values) from which load_state goes on at the same step. Only of finite figures."""
+        tensors = {**prefixed("student", training_tensors(self.student, self.student_optimizer)),
+                   **prefixed("policy", training_tensors(self.policy, self.policy_optimizer)), **prefixed("draws", self.draws.state())}
+        values = {"episode": self.episode, "batches": self.batches.state(), "seconds": self.seconds}
+        if self.order is not None:
+            self.means()
+            tensors |= {"order": torch.from_numpy(np.concatenate(self.order)), "figures": figure_table(self.figures),
+                        "rewards": torch.stack(self.rewards), **prefixed("begun", self.begun)}
+            if self.p_before is not None:
+                tensors["p_before"] = self.p_before
+            if self.settings.state_gradient == "detached":
+                tensors["states"] = torch.stack(self.states)
+            values |= {"used": self.used, "credited": self.credited, "upcoming": self.upcoming, "trained": self.trained,
+                       "figures": list(self.figures[0])}
+        return tensors, values
+
+    def load_state(self, tensors, values):
+        """Take over what state gave."""
+        restore_training(self.student, self.student_optimizer, under("student", tensors))
+        restore_training(self.policy, self.policy_optimizer, under("policy", tensors))
+        self.draws.load_state(under("draws", tensors))
+        self.episode, self.seconds = values["episode"], values["seconds"]
+        self.batches.load_state(values["batches"])
+        if "order" in tensors:
+            self.order = cut_order(tensors["order"].numpy(), self.settings.batch_size)
+            self.figures = [dict(zip(values["figures"], row)) for row in tensors["figures"].to(self.device)]
+            self.rewards, self.p_before = list(tensors["rewards"].to(self.device)), tensors.get("p_before")
+            self.used, self.credited, self.upcoming = values["used"], values["credited"], values["upcoming"]
+            self.trained = values["trained"]
+            if self.settings.state_gradient == "attached":
+                self.fix_state({name: value.to(self.device) for name, value in under("begun", tensors).items()})
+                self.states = [self.state_now] * len(self.credited)
+            else:
+                self.states = list(tensors["states"].to(self.device))
 
 
-def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_task, settings, selection, draws, log):
+def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_task, settings, selection, draws, log, saver=None):
     """Phase 4. quiz: {curriculum task: its quiz Split}, in the order of the policy's actions. Reads the frozen teacher's
-    pooled outputs by example; leaves the best episode's weights in student and the last ones in policy. Returns the Best.
-
-    A step: an action picks a task, one of its quiz batches trains the student, and the reward is taken on a quiz batch of
-    the main task. credit "same_step": the action is drawn, used and credited in one step; "next_step": the action drawn at
-    a step is credited with that step's reward and used at the next one (METHOD.md row 15).
+    pooled outputs by example; leaves the best episode's weights in student and the last ones in policy. Goes on from the
+    saver's state, if there is one. Returns the Best.
     """
     parts = Curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_task, settings, draws)
-    best = selection.best()
+    best, saver = selection.best(), saver or NoSaver()
+
+    def collect():
+        (tensors, values), (best_tensors, best_values) = parts.state(), best.state()
+        return ({**prefixed("parts", tensors), **prefixed("best", best_tensors), **random_tensors()},
+                {"parts": values, "best": best_values, "log": log.position()})
+
+    saved = saver.load()
+    if saved:
+        tensors, values = saved
+        parts.load_state(under("parts", tensors), values["parts"])
+        best.load_state(under("best", tensors), values["best"])
+        restore_random(tensors)
     with log.progress("mpdistil", settings.epochs) as bar:
-        for episode in range(1, settings.epochs + 1):
-            start, steps, used, credited, log_pis, rewards = time.perf_counter(), [], [], [], [], []
-            parts.begin_episode(evaluated=episode > 1)
-            upcoming = parts.first_action() if settings.credit == "next_step" else None
-            for indices in draws.batches(len(parts.main_quiz), settings.batch_size, "order"):
-                if settings.credit == "same_step":
-                    log_pis.append(parts.log_pi())
-                    credited.append(parts.choose(log_pis[-1]))
-                    used.append(credited[-1])
-                    steps.append(parts.train_student(parts.names[used[-1]]))
-                else:
-                    used.append(upcoming)
-                    steps.append(parts.train_student(parts.names[used[-1]]))
-                    log_pis.append(parts.log_pi())
-                    upcoming = parts.choose(log_pis[-1])
-                    credited.append(upcoming)
-                rewards.append(parts.reward(indices))
-            rewards, log_pis = torch.stack(rewards), torch.stack(log_pis)                       # (steps), (steps, tasks)
-            advantages = advantages_of(rewards, discount_from=settings.discount_from)
-            loss = policy_loss(advantages, log_pis[range(len(credited)), credited])
-            where = f"phase mpdistil, episode {episode}"
-            policy_figures = parts.end_episode(loss)
-            figures = mean_figures(steps, where, settings.learning_rate)
-            figures |= mean_figures([policy_figures], where, settings.policy_learning_rate)
+        if saved:
+            bar.update(parts.episode)
+        while parts.episode < settings.epochs:
+            start, episode = time.perf_counter() - parts.seconds, parts.episode + 1
+            if parts.order is None:
+                parts.begin_episode()
+            while len(parts.rewards) < len(parts.order):
+                parts.take_step()
+                if not is_finite(parts.figures[-1]):
+                    break
+                parts.seconds = time.perf_counter() - start
+                saver.consider(collect)
+            figures = parts.means()
+            advantages, log_pis, policy_figures = parts.end_episode()
+            figures |= mean_figures([policy_figures], f"phase mpdistil, episode {episode}", settings.policy_learning_rate)
             scores = selection.scores()
-            chosen = selection.main(scores)
+            chosen, rewards = selection.main(scores), torch.stack(parts.rewards)
             improved = best.offer(chosen, episode, scores, student, selection.answers)
-            log_pis, reward = log_pis.detach(), rewards.sum().item()
+            reward = rewards.sum().item()
             bar.update()
             bar.set_postfix(loss=f"{figures['loss']:.4f}", reward=f"{reward:.3f}", score=f"{chosen:.4f}", best=f"{best.score:.4f}")
             log.event(phase="mpdistil", episode=episode, **figures, reward=reward,
                       entropy=torch.stack([entropy(row) for row in log_pis]).mean().item(), learning_rate=settings.learning_rate,
                       scores=scores, best=improved, seconds=time.perf_counter() - start)
-            log.trajectory(episode=episode, actions=[parts.names[action] for action in used],
-                           credited=[parts.names[action] for action in credited], rewards=rewards.tolist(),
+            log.trajectory(episode=episode, actions=[parts.names[action] for action in parts.used],
+                           credited=[parts.names[action] for action in parts.credited], rewards=rewards.tolist(),
                            advantages=advantages.tolist(), probabilities=log_pis.exp().tolist())
+            saver.consider(collect, at_end=True)
     finish_best(best, student, "mpdistil")
     return best

@@ -31,6 +31,11 @@ def seeded_generator(seed, *names):
     return torch.Generator().manual_seed(derive_seed(seed, *names))
 
 
+def cut_order(order, batch_size):
+    """Batches of an order, one after the other, the last one shorter."""
+    return [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
+
+
 class Draws:
     """Everything random that a phase's loop draws: batch orders and actions, from a generator per purpose that hangs on
     nothing but the seed, the phase and the purpose; with data_order "global_generator" all from torch's global one, which
@@ -47,10 +52,18 @@ class Draws:
             self.generators[purpose] = seeded_generator(self.seed, self.phase, *purpose)
         return self.generators[purpose]
 
+    def state(self):
+        """Tensors from which load_state makes the generators go on; torch's global one is not among them."""
+        return {json.dumps(purpose): generator.get_state() for purpose, generator in self.generators.items()}
+
+    def load_state(self, tensors):
+        """Take over what state gave."""
+        for purpose, state in tensors.items():
+            self.generator(*json.loads(purpose)).set_state(state)
+
     def batches(self, size, batch_size, *purpose):
         """One pass over `size` examples in random order: a list of arrays of indices, the last one shorter."""
-        order = torch.randperm(size, generator=self.generator(*purpose)).numpy()
-        return [order[start:start + batch_size] for start in range(0, size, batch_size)]
+        return cut_order(torch.randperm(size, generator=self.generator(*purpose)).numpy(), batch_size)
 
     def pick(self, count, *purpose):
         """A whole number below count, all equally likely."""
@@ -565,5 +578,4 @@ def check_selection(select_on, data):
 
 def batches_by_length(split, batch_size):
     """One pass in order of length, for work whose result does not hang on the order: little padding."""
-    order = np.argsort(-split.lengths(), kind="stable")
-    return [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
+    return cut_order(np.argsort(-split.lengths(), kind="stable"), batch_size)

@@ -8,7 +8,9 @@ under --phase_dir and reused by runs to which they apply.
 """
 import copy
 import functools
+import shutil
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict
 
 from arguments import loss_name, parse_arguments
@@ -23,7 +25,9 @@ from meta_policy import (Distillation, MetaTraining, Selection, Training, Traini
 from models import (FrozenEncoder, Heads, load_encoder, load_heads, load_model, load_weights, open_checkpoints, predict,  # noqa: E402
                     predict_heads, resolve_device, save_heads, save_model)
 from protocols import resolve_protocol  # noqa: E402
-from run_folder import PhaseStore, RunFolder, StoredOutputs, check_folder, finished_result, say_result  # noqa: E402
+from resume import Stopped, lock, stopping_on_signals  # noqa: E402
+from run_folder import (STATE_FOLDER, PhaseStore, RunFolder, StoredOutputs, check_folder, finished_result,  # noqa: E402
+                        say_result)
 
 
 def run(args):
@@ -33,11 +37,17 @@ def run(args):
     setting = Setting(args, protocol)
     finished = finished_result(args, setting.summary)
     if finished:
+        shutil.rmtree(args.output_dir / STATE_FOLDER, ignore_errors=True)  # of a run that was ended right after its result
         print(f"{args.output_dir} holds this run, finished; nothing to do")
         say_result(finished, args.output_dir, print)
         return 0
-    setting.open_folders()
+    with setting.open_folders():
+        return four_phases(setting)
 
+
+def four_phases(setting):
+    """They run, or are found finished, or go on from where they were ended."""
+    args = setting.args
     teacher_heads, teacher_outputs, teacher_phase = fine_tune(setting)
     if args.stop_after == "teacher":
         return setting.log.finish(setting.store)
@@ -76,12 +86,19 @@ class Setting:
                         **{f"{name}/quiz": split.summary() for name, split in self.quiz.items()},
                         "teacher_model": self.checkpoints.teacher_sha256, "student_model": self.checkpoints.student_sha256}
 
+    @contextmanager
     def open_folders(self):
-        """From here on the run writes."""
+        """From here on the run writes, and no other process does in its folder."""
         drawn = self.checkpoints.check_weights(self.args.nlayers)
-        check_folder(self.args.phase_dir)
-        self.log = RunFolder(self.args, self.task, self.data, self.quiz, self.checkpoints, drawn, self.summary)
-        self.store = PhaseStore(self.args.phase_dir, self.args.fresh, self.log)
+        folder = self.args.output_dir.absolute()
+        check_folder(folder.parent, "--output_dir")
+        if not self.args.fresh:  # else they lie in the run's own folder
+            check_folder(self.args.phase_dir, "--phase_dir")
+        with lock(folder.with_name(f".{folder.name}.lock"), busy=f"--output_dir {self.args.output_dir}: another process is at work on this "
+                  "run; wait for it, or give another folder"):
+            self.log = RunFolder(self.args, self.task, self.data, self.quiz, self.checkpoints, drawn, self.summary)
+            self.store = PhaseStore(self.args.phase_dir, self.log)
+            yield
 
     def training(self, kind, epochs, batch_size, learning_rate, **more):
         """The settings of a phase: a dataclass `kind`, whose fields are all that the phase may read."""
@@ -123,9 +140,9 @@ class Setting:
     def save(self, model, folder):
         save_model(model, folder, [self.task.name], self.checkpoints.tokenizer)
 
-    def student_phase(self, name, student, settings, inputs, compute):
+    def student_phase(self, name, student, settings, inputs, compute, keep_state=False):
         """A phase that trains a whole student, and its row."""
-        phase = self.store.run(name, settings, inputs, compute=compute, save=functools.partial(self.save, student),
+        phase = self.store.run(name, settings, inputs, compute=compute, keep_state=keep_state, save=functools.partial(self.save, student),
                                load=lambda folder: load_weights(student, folder, [self.task.name]))
         student.eval()
         self.log.add_row(name, self.store, phase, self.predictor(student))
@@ -143,14 +160,16 @@ class Pair:
         self.kd_settings = setting.distillation(args.alpha, args.beta, args.temperature)
         self.meta_settings = setting.training(MetaTraining, args.meta_epochs, args.val_dataloader_size, args.meta_learning_rate,
                                               loss=loss_name(args))
-        self.setting, self.alternating = setting, setting.protocol.phase_order == "alternating"
+        self.setting, self.alternating, self.bests = setting, setting.protocol.phase_order == "alternating", None
 
     def predict_meta_teacher(self, split):
         return predict_heads(self.meta_teacher, self.teacher_outputs, split)
 
-    @functools.cached_property
-    def alternated(self):
-        """Both Bests where phases 2 and 3 alternate, from the beginning whichever of them was found finished."""
+    def alternated(self, saver):
+        """Both Bests where phases 2 and 3 alternate, whichever of them was found finished: as they were computed, from their
+        common state, or from the beginning."""
+        if self.bests is not None:
+            return self.bests
         setting = self.setting
         self.student.load_state_dict(setting.new_student().state_dict())
         self.meta_teacher.load_state_dict(self.teacher_heads.state_dict())
@@ -160,7 +179,8 @@ class Pair:
         meta_teacher = meta_teacher_epochs(self.meta_teacher, self.teacher_outputs, moving, setting.data["quiz"],
                                            self.meta_settings, setting.selection(self.predict_meta_teacher),
                                            setting.draws("meta_teacher"), setting.log, student_moves=True)
-        return alternate_phases(kd, meta_teacher, setting.log)
+        self.bests = alternate_phases(kd, meta_teacher, setting.log, saver)
+        return self.bests
 
 
 def fine_tune(setting):
@@ -171,8 +191,8 @@ def fine_tune(setting):
     teacher = functools.cache(setting.new_teacher)
     phase = setting.store.run(
         "teacher", settings, setting.inputs("train", checkpoint=setting.checkpoints.teacher_sha256),
-        compute=lambda: train_teacher(teacher(), data["train"], settings, setting.selection(setting.predictor(teacher())),
-                                      setting.draws("teacher"), setting.log),
+        compute=lambda saver: train_teacher(teacher(), data["train"], settings, setting.selection(setting.predictor(teacher())),
+                                            setting.draws("teacher"), setting.log, saver),
         save=lambda folder: setting.save(teacher(), folder), load=lambda folder: None)
     teacher.cache_clear()
     heads = Heads(setting.tasks, setting.checkpoints.hidden_size, args.seed, "teacher").to(setting.device).eval()
@@ -191,8 +211,8 @@ def train_undistilled(setting):
     student, settings = setting.new_student(), setting.distillation(alpha=0.0, beta=0.0, temperature=1.0)
     setting.student_phase(
         "student", student, settings, setting.inputs("train", checkpoint=setting.checkpoints.student_sha256),
-        compute=lambda: distill_student("student", student, None, None, setting.data["train"], settings,
-                                        setting.selection(setting.predictor(student)), setting.draws("student"), setting.log))
+        compute=lambda saver: distill_student("student", student, None, None, setting.data["train"], settings,
+                                              setting.selection(setting.predictor(student)), setting.draws("student"), setting.log, saver))
 
 
 def distill(setting, pair, teacher_phase):
@@ -200,24 +220,27 @@ def distill(setting, pair, teacher_phase):
     inputs = setting.inputs("train", checkpoint=setting.checkpoints.student_sha256, teacher=teacher_phase.identity)
     if pair.alternating:
         inputs |= setting.inputs("quiz", meta_teacher=asdict(pair.meta_settings))
-        return setting.student_phase("kd", pair.student, pair.kd_settings, inputs, compute=lambda: pair.alternated[0])
+        return setting.student_phase("kd", pair.student, pair.kd_settings, inputs, keep_state=True,
+                                     compute=lambda saver: pair.alternated(saver)[0])
     return setting.student_phase(
         "kd", pair.student, pair.kd_settings, inputs,
-        compute=lambda: distill_student("kd", pair.student, pair.teacher_heads, pair.teacher_outputs, setting.data["train"],
-                                        pair.kd_settings, setting.selection(setting.predictor(pair.student)), setting.draws("kd"),
-                                        setting.log))
+        compute=lambda saver: distill_student("kd", pair.student, pair.teacher_heads, pair.teacher_outputs, setting.data["train"],
+                                              pair.kd_settings, setting.selection(setting.predictor(pair.student)), setting.draws("kd"),
+                                              setting.log, saver))
 
 
 def teach_to_teach(setting, pair, teacher_phase, kd_phase):
     """Phase 3: the meta-teacher's head learns on quiz from both encoders' pooled outputs."""
     names, student_outputs = [setting.task.name], setting.stored_outputs(kd_phase, lambda: pair.student.encoder)
+    common = setting.store.saver(kd_phase.folder)  # of both phases, where they alternate
     phase = setting.store.run(
         "meta_teacher", pair.meta_settings, setting.inputs("quiz", teacher=teacher_phase.identity, kd=kd_phase.identity),
         save=lambda folder: save_heads(pair.meta_teacher, folder, names),
         load=lambda folder: load_heads(pair.meta_teacher, folder, names),
-        compute=lambda: pair.alternated[1] if pair.alternating else train_meta_teacher(
+        compute=lambda saver: pair.alternated(common)[1] if pair.alternating else train_meta_teacher(
             pair.meta_teacher, pair.teacher_outputs, student_outputs, setting.data["quiz"], pair.meta_settings,
-            setting.selection(pair.predict_meta_teacher), setting.draws("meta_teacher"), setting.log))
+            setting.selection(pair.predict_meta_teacher), setting.draws("meta_teacher"), setting.log, saver))
+    common.clear()
     pair.meta_teacher.eval()
     setting.log.add_row("meta_teacher", setting.store, phase, pair.predict_meta_teacher)
 
@@ -228,22 +251,28 @@ def follow_curriculum(setting, pair):
     policy = Policy(pair.student.state_predictor.in_features, len(names), args.seed).to(setting.device)
     settings = setting.training(CurriculumTraining, args.num_episodes, args.val_dataloader_size, args.learning_rate,
                                 policy_learning_rate=args.meta_learning_rate, reward=args.reward_function, curriculum=args.curriculum)
-    with setting.log.timed("mpdistil"):
-        best = train_curriculum(pair.student, pair.meta_teacher, policy, pair.teacher_outputs, setting.quiz, setting.task.name, settings,
-                                setting.selection(setting.predictor(pair.student)), setting.draws("mpdistil"), setting.log)
+    best = train_curriculum(pair.student, pair.meta_teacher, policy, pair.teacher_outputs, setting.quiz, setting.task.name, settings,
+                            setting.selection(setting.predictor(pair.student)), setting.draws("mpdistil"), setting.log, setting.log.saver)
     setting.log.save_student(pair.student, policy, names, setting.checkpoints.tokenizer)
     setting.log.add_final_row(best, setting.predictor(pair.student))
 
 
 def main(args):
-    """Run with parsed arguments. Exit codes: 0 done, 1 the run failed, 2 something given cannot be used."""
+    """Run with parsed arguments. Exit codes: 0 done, 1 the run failed, 2 something given cannot be used, 128 + n ended by signal n."""
     try:
-        return run(args)
+        with stopping_on_signals():
+            return run(args)
+    except Stopped as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        return 128 + stop.signum
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (TrainingError, OSError) as error:
+    except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}; what was saved before is whole: mend the cause and give the same command again", file=sys.stderr)
         return 1
 
 

@@ -7,15 +7,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
+from data_utils import cut_order
 from metrics import Best, score
 from models import set_training
+from resume import NoSaver, prefixed, random_tensors, restore_random, restore_training, training_tensors, under
 
 
 class TrainingError(Exception):
-    """Training cannot go on (a loss or gradient is not finite). The message says where and what to try."""
+    """Training cannot go on (a loss or gradient is not finite). The message says where and what to try. step: its number within
+    the epoch or episode, from 0, where there is one."""
+
+    def __init__(self, message, step=None):
+        super().__init__(message)
+        self.step = step
 
 
 # --- losses ------------------------------------------------------------------------------------------------------------
@@ -151,13 +159,31 @@ def apply_gradients(optimizer, settings):
 def mean_figures(steps, where, learning_rate):
     """Means over steps of their figures, fetched from the device once. steps: a list of {name: scalar tensor}.
     TrainingError at the first figure that is not finite."""
-    table = torch.stack([torch.stack([value.detach().double() for value in step.values()]) for step in steps]).cpu()
+    table = figure_table(steps)
     bad = (~table.isfinite()).nonzero()
     if len(bad):
         step, column = bad[0].tolist()
         raise TrainingError(f"{where}, step {step + 1}: {list(steps[0])[column]} is {table[step, column].item()} at learning rate "
-                            f"{learning_rate:g}; finished phases are kept: lower the rate or --max_grad_norm and use another --output_dir")
+                            f"{learning_rate:g}", step)
     return dict(zip(steps[0], table.mean(0).tolist()))
+
+
+def figure_table(steps):
+    """(steps, figures) float64 on the CPU."""
+    return torch.stack([torch.stack([value.detach().double() for value in step.values()]) for step in steps]).cpu()
+
+
+def is_finite(figures):
+    """Whether all figures of a step are, as far as they can be looked at without waiting for a GPU."""
+    return all(value.device.type != "cpu" or bool(value.isfinite()) for value in figures.values())
+
+
+def explain(error, split, indices):
+    """The TrainingError with the examples of its step and the way out."""
+    examples = ", ".join(str(split.idx[number]) for number in indices)
+    return TrainingError(f"{error}; examples of {split.task.name} {split.name}: idx {examples}. The last saved state, from before this "
+                         "step, and all finished phases are kept: lower the rate or --max_grad_norm and use another --output_dir, or mend "
+                         "the data or the checkpoint")
 
 
 class Epochs:
@@ -167,28 +193,61 @@ class Epochs:
     fresh: the module was never evaluated before (for the choice `dropout`). before: called as an epoch begins.
     """
 
-    def __init__(self, phase, module, split, step, settings, selection, draws, log, fresh=True, before=lambda: None):
-        self.phase, self.module, self.split, self.step, self.settings, self.before = phase, module, split, step, settings, before
-        self.selection, self.draws, self.log, self.evaluated = selection, draws, log, not fresh
-        self.best, self.epoch = selection.best(), 0
+    def __init__(self, phase, module, optimizer, split, step, settings, selection, draws, log, fresh=True, before=lambda: None):
+        self.phase, self.module, self.optimizer, self.split, self.step, self.settings = phase, module, optimizer, split, step, settings
+        self.selection, self.draws, self.log, self.before, self.evaluated = selection, draws, log, before, not fresh
+        self.best, self.epoch = selection.best(), 0  # epochs that are finished
+        self.order, self.done, self.seconds = None, [], 0.0  # of the epoch that is under way, if one is: batches, steps' figures
 
-    def run_one(self, bar):
-        """The next epoch."""
-        self.epoch += 1
-        self.before()
-        start, steps, settings = time.perf_counter(), [], self.settings
+    def run_one(self, bar, after_step=lambda: None):
+        """The next epoch, or the rest of it."""
+        start, settings = time.perf_counter() - self.seconds, self.settings
+        if self.order is None:
+            self.before()
+            self.order, self.done = self.draws.batches(len(self.split), settings.batch_size, "order"), []
         set_training(self.module, settings.dropout, self.evaluated)
-        for indices in self.draws.batches(len(self.split), settings.batch_size, "order"):
-            steps.append(self.step(indices))
+        while len(self.done) < len(self.order):
+            self.done.append(self.step(self.order[len(self.done)]))
+            if not is_finite(self.done[-1]):
+                break
             bar.update()
-        figures = mean_figures(steps, f"phase {self.phase}, epoch {self.epoch}", settings.learning_rate)
+            self.seconds = time.perf_counter() - start
+            after_step()
+        figures = self.means()
         scores = self.selection.scores()
-        self.evaluated = True
+        self.epoch, self.order, self.seconds, self.evaluated = self.epoch + 1, None, 0.0, True
         chosen = self.selection.main(scores)
         improved = self.best.offer(chosen, self.epoch, scores, self.module, self.selection.answers)
         bar.set_postfix(loss=f"{figures['loss']:.4f}", score=f"{chosen:.4f}", best=f"{self.best.score:.4f}")
         self.log.event(phase=self.phase, epoch=self.epoch, **figures, learning_rate=settings.learning_rate, scores=scores, best=improved,
                        seconds=time.perf_counter() - start)
+
+    def means(self):
+        """Mean figures of the epoch so far; TrainingError if one is not finite."""
+        try:
+            return mean_figures(self.done, f"phase {self.phase}, epoch {self.epoch + 1}", self.settings.learning_rate)
+        except TrainingError as error:
+            raise explain(error, self.split, self.order[error.step]) from None
+
+    def state(self):
+        """(tensors, values) from which load_state goes on at the same step. Only of finite figures."""
+        best, best_values = self.best.state()
+        tensors = {**training_tensors(self.module, self.optimizer), **prefixed("best", best), **prefixed("draws", self.draws.state())}
+        if self.order is not None:
+            self.means()
+            tensors |= {"order": torch.from_numpy(np.concatenate(self.order)), "figures": figure_table(self.done)}
+        return tensors, {"epoch": self.epoch, "evaluated": self.evaluated, "seconds": self.seconds, "best": best_values,
+                         "figures": list(self.done[0]) if self.done else []}
+
+    def load_state(self, tensors, values):
+        """Take over what state gave."""
+        restore_training(self.module, self.optimizer, tensors)
+        self.best.load_state(under("best", tensors), values["best"])
+        self.draws.load_state(under("draws", tensors))
+        self.epoch, self.evaluated, self.seconds = values["epoch"], values["evaluated"], values["seconds"]
+        if "order" in tensors:
+            self.order = cut_order(tensors["order"].numpy(), self.settings.batch_size)
+            self.done = [dict(zip(values["figures"], row)) for row in tensors["figures"].to(self.settings.device)]
 
     def finish(self):
         """Put the best epoch's weights into the module; returns the Best."""
@@ -198,6 +257,9 @@ class Epochs:
     def steps(self):
         """Steps of the whole phase."""
         return self.settings.epochs * -(-len(self.split) // self.settings.batch_size)
+
+    def steps_done(self):
+        return self.epoch * -(-len(self.split) // self.settings.batch_size) + (len(self.done) if self.order is not None else 0)
 
 
 def finish_best(best, module, phase):
@@ -209,12 +271,32 @@ def finish_best(best, module, phase):
     module.eval()
 
 
-def run_epochs(*loops, log):
-    """Run loops of as many epochs, epoch by epoch in turn; returns their Bests."""
+def run_epochs(*loops, log, saver=None):
+    """Run loops of as many epochs, epoch by epoch in turn, from where their state says; returns their Bests."""
+    saver = saver or NoSaver()
+
+    def collect():
+        parts = {loop.phase: loop.state() for loop in loops}
+        tensors = random_tensors()
+        for phase, (found, _) in parts.items():
+            tensors |= prefixed(phase, found)
+        return tensors, {phase: {**values, "lines": log.lines.get(phase, [])} for phase, (_, values) in parts.items()}
+
+    saved = saver.load()
+    if saved:
+        tensors, values = saved
+        for loop in loops:
+            loop.load_state(under(loop.phase, tensors), values[loop.phase])
+            log.replay(loop.phase, values[loop.phase]["lines"])
+        restore_random(tensors)
     with log.progress(" and ".join(loop.phase for loop in loops), sum(loop.steps() for loop in loops)) as bar:
-        for _ in range(loops[0].settings.epochs):
+        if saved:
+            bar.update(sum(loop.steps_done() for loop in loops))
+        for epoch in range(loops[0].settings.epochs):
             for loop in loops:
-                loop.run_one(bar)
+                if loop.epoch == epoch:
+                    loop.run_one(bar, lambda: saver.consider(collect))
+                    saver.consider(collect, at_end=True)
     return [loop.finish() for loop in loops]
 
 
@@ -228,16 +310,17 @@ def teacher_epochs(teacher, train, settings, selection, draws, log):
         batch = train.batch(indices, device)
         logits, _ = teacher(train.task.name, batch)
         loss = F.cross_entropy(logits, batch.labels)
-        norm = backward(loss, teacher, settings.max_grad_norm)
-        apply_gradients(optimizer, settings)
-        return {"loss": loss, "gradient_norm": norm}
+        figures = {"loss": loss, "gradient_norm": backward(loss, teacher, settings.max_grad_norm)}
+        if is_finite(figures):
+            apply_gradients(optimizer, settings)
+        return figures
 
-    return Epochs("teacher", teacher, train, step, settings, selection, draws, log)
+    return Epochs("teacher", teacher, optimizer, train, step, settings, selection, draws, log)
 
 
-def train_teacher(teacher, train, settings, selection, draws, log):
+def train_teacher(teacher, train, settings, selection, draws, log, saver=None):
     """Phase 1. Reads train and the settings; leaves the best epoch's weights in teacher. Returns the Best."""
-    return run_epochs(teacher_epochs(teacher, train, settings, selection, draws, log), log=log)[0]
+    return run_epochs(teacher_epochs(teacher, train, settings, selection, draws, log), log=log, saver=saver)[0]
 
 
 def distillation_epochs(phase, student, teacher_heads, teacher_outputs, train, settings, selection, draws, log):
@@ -260,20 +343,22 @@ def distillation_epochs(phase, student, teacher_heads, teacher_outputs, train, s
                 pkd = pkd_loss(states, teacher_states)
         loss = distillation_loss(soft, ce, pkd, settings.alpha, settings.beta)
         norm = backward(loss, student, settings.max_grad_norm)
-        apply_gradients(optimizer, settings)
-        return {"loss": loss, "ce": ce, "soft": soft, "pkd": pkd, "gradient_norm": norm}
+        figures = {"loss": loss, "ce": ce, "soft": soft, "pkd": pkd, "gradient_norm": norm}
+        if is_finite(figures):
+            apply_gradients(optimizer, settings)
+        return figures
 
-    return Epochs(phase, student, train, step, settings, selection, draws, log)
+    return Epochs(phase, student, optimizer, train, step, settings, selection, draws, log)
 
 
-def distill_student(phase, student, teacher_heads, teacher_outputs, train, settings, selection, draws, log):
+def distill_student(phase, student, teacher_heads, teacher_outputs, train, settings, selection, draws, log, saver=None):
     """Phase 2. Reads train and, by example, the frozen teacher; leaves the best epoch's weights in student.
 
     phase: "kd", or "student" for the undistilled row (alpha = beta = 0), which needs no teacher: pass None for it.
     Returns the Best.
     """
     epochs = distillation_epochs(phase, student, teacher_heads, teacher_outputs, train, settings, selection, draws, log)
-    return run_epochs(epochs, log=log)[0]
+    return run_epochs(epochs, log=log, saver=saver)[0]
 
 
 def meta_teacher_epochs(meta_teacher, teacher_outputs, student_outputs, quiz, settings, selection, draws, log, student_moves=False):
@@ -292,24 +377,25 @@ def meta_teacher_epochs(meta_teacher, teacher_outputs, student_outputs, quiz, se
                        "ce_student": F.cross_entropy(logits_student, labels),
                        "p_teacher": true_class_probability(logits_teacher, labels).mean(),
                        "p_student": true_class_probability(logits_student, labels).mean()}
-        norm = backward(loss, meta_teacher, settings.max_grad_norm)
-        apply_gradients(optimizer, settings)
-        return {**figures, "gradient_norm": norm}
+        figures["gradient_norm"] = backward(loss, meta_teacher, settings.max_grad_norm)
+        if is_finite(figures):
+            apply_gradients(optimizer, settings)
+        return figures
 
     # a copy of the teacher's heads, which were evaluated in phase 1
-    return Epochs("meta_teacher", meta_teacher, quiz, step, settings, selection, draws, log, fresh=False,
+    return Epochs("meta_teacher", meta_teacher, optimizer, quiz, step, settings, selection, draws, log, fresh=False,
                   before=student_outputs.forget if student_moves else lambda: None)
 
 
-def train_meta_teacher(meta_teacher, teacher_outputs, student_outputs, quiz, settings, selection, draws, log):
+def train_meta_teacher(meta_teacher, teacher_outputs, student_outputs, quiz, settings, selection, draws, log, saver=None):
     """Phase 3. meta_teacher: Heads that start as the teacher's. Reads quiz and, by example, both frozen encoders' pooled
     outputs h_T and h_S; leaves the best pass's weights in meta_teacher. Returns the Best."""
     epochs = meta_teacher_epochs(meta_teacher, teacher_outputs, student_outputs, quiz, settings, selection, draws, log)
-    return run_epochs(epochs, log=log)[0]
+    return run_epochs(epochs, log=log, saver=saver)[0]
 
 
-def alternate_phases(kd, meta_teacher, log):
+def alternate_phases(kd, meta_teacher, log, saver=None):
     """Phases 2 and 3 as the released code runs them: an epoch of each in turn (METHOD.md row 11). kd distils from the
     meta-teacher as the epoch before left it; meta_teacher, made with student_moves, reads the student of the same epoch.
     Both are Epochs of as many epochs. Returns both Bests."""
-    return run_epochs(kd, meta_teacher, log=log)
+    return run_epochs(kd, meta_teacher, log=log, saver=saver)

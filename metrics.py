@@ -34,6 +34,15 @@ class Best:
         self.weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
         return True
 
+    def state(self):
+        """(tensors, values) from which load_state makes the same Best again."""
+        return self.weights or {}, {"score": self.score, "index": self.index, "scores": self.scores, "answers": self.answers}
+
+    def load_state(self, tensors, values):
+        """Take over what state gave."""
+        self.score, self.index, self.scores, self.answers = (values[name] for name in ("score", "index", "scores", "answers"))
+        self.weights = tensors or None
+
     def restore(self, module):
         """Put the best weights back into the module."""
         module.load_state_dict(self.weights)

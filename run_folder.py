@@ -29,17 +29,14 @@ from arguments import NOT_PART_OF_THE_RUN, PHASES, loss_name
 from data_utils import InputError
 from metrics import score, write_predictions
 from models import FrozenEncoder, save_model
+from resume import Saver, checksum, checksums, lock, publish, read_json, stop_if_asked, sync, write_json
 
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scikit-learn", "safetensors")
 HERE = Path(data_utils.__file__).parent
+STATE_FOLDER = "state"
+TRAINING_MODULES = ("data_utils", "models", "metrics", "meta_policy", "resume")  # what phases 1 to 3 hang on
+ALL_MODULES = (*TRAINING_MODULES, "curriculum")
 RESIDENT_BYTES = 2 << 30  # a table of frozen outputs up to this size lies on the GPU, a larger one in its file
-
-
-def write_json(path, content):
-    """Write content as JSON under a new name, then rename: the file is whole or not there."""
-    part = Path(f"{path}.part{os.getpid()}")
-    part.write_text(json.dumps(content, indent=1, default=str) + "\n", encoding="utf-8")
-    os.replace(part, path)
 
 
 # --- the run folder ------------------------------------------------------------------------------------------------------
@@ -47,14 +44,6 @@ def write_json(path, content):
 def resolved(args):
     """The arguments as args.json holds them."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())}
-
-
-def read_json(path, way_out):
-    """The content of a JSON file of ours; InputError if it was damaged."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected the JSON that a run wrote; {way_out}") from None
 
 
 def finished_result(args, data=None):
@@ -78,19 +67,19 @@ def finished_result(args, data=None):
         if changed:
             raise InputError(f"--output_dir {folder}: the run there was made from other data or encoders ({', '.join(changed)} changed); "
                              "give another folder")
-    if args.fresh or not (folder / "result.json").is_file():
+    if not (folder / "result.json").is_file() or args.fresh:
         return None
     result = read_json(folder / "result.json", way_out)
     order = (*PHASES, None)  # None: the whole run
     return result if order.index(result["stopped_after"]) >= order.index(args.stop_after) else None
 
 
-def check_folder(folder):
-    """Make --phase_dir; InputError if it cannot be one."""
+def check_folder(folder, flag):
+    """Make the folder of a flag; InputError if it cannot be one."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"--phase_dir {folder}: cannot be made ({error.strerror}); give a folder that can be written to") from None
+        raise InputError(f"{flag} {folder}: cannot be made ({error.strerror}); give a folder that can be written to") from None
 
 
 def environment():
@@ -125,15 +114,15 @@ class ScreenHandler(logging.Handler):
 
 
 class RunFolder:
-    """Opens --output_dir and writes what happens into it: log.txt, metrics.jsonl, trajectories.jsonl; result.json last."""
+    """Opens --output_dir and writes what happens into it: log.txt, metrics.jsonl, trajectories.jsonl; result.json last. Where a state
+    of phase 4 is found, both .jsonl files are cut back to what they held when it was saved, and go on from there."""
 
     def __init__(self, args, task, data, quiz, checkpoints, drawn, data_summary):
         self.args, self.task, self.data, self.path, self.data_summary = args, task, data, args.output_dir, data_summary
-        self.rows, self.seconds, self.lines, self.told = {}, {}, {}, set()
+        self.rows, self.seconds, self.lines, self.told, self.savers = {}, {}, {}, set(), []
+        self.current, self.written = None, {}  # the phase whose lines are being written, and how many of each are
         self.tracker = open_tracker(args)
         self.path.mkdir(parents=True, exist_ok=True)
-        for name in ("result.json", "metrics.jsonl", "trajectories.jsonl"):
-            (self.path / name).unlink(missing_ok=True)
         write_json(self.path / "args.json", resolved(args))
         write_json(self.path / "environment.json", environment())
         write_json(self.path / "data.json", self.data_summary)
@@ -143,8 +132,15 @@ class RunFolder:
         screen, file = ScreenHandler(logging.INFO), logging.FileHandler(self.path / "log.txt", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self.logger.handlers = [screen, file]
-        self.metrics = open(self.path / "metrics.jsonl", "w", encoding="utf-8")
-        self.trajectories = open(self.path / "trajectories.jsonl", "w", encoding="utf-8")
+        if args.fresh and (self.path / "result.json").is_file():  # asked for again: nothing of the last time is used
+            shutil.rmtree(args.phase_dir, ignore_errors=True)
+            shutil.rmtree(self.path / STATE_FOLDER, ignore_errors=True)
+        (self.path / "result.json").unlink(missing_ok=True)
+        settings = {name: value for name, value in resolved(args).items() if name not in NOT_PART_OF_THE_RUN}
+        self.saver = self.new_saver(self.path / STATE_FOLDER, identity_of({"settings": settings, "data": data_summary}, *ALL_MODULES)[0])
+        values = self.saver.values()
+        self.going_on = values is not None
+        self.metrics, self.trajectories = (self.open_lines(name, values and values["log"][name]) for name in ("metrics", "trajectories"))
         self.say(f"main task {task.name}; curriculum tasks found in {args.data_dir}: {', '.join(quiz)}")
         for name, figures in self.data_summary.items():
             if name in ("teacher_model", "student_model"):
@@ -157,6 +153,29 @@ class RunFolder:
             self.say(f"--{flag}_model {folder}, sha256 {sha256[:16]}"
                      + (f", without {', '.join(drawn[flag])}, drawn at random" if drawn[flag] else ""))
 
+    def open_lines(self, name, size):
+        """A .jsonl file to write to: empty, or cut back to `size` bytes."""
+        path = self.path / f"{name}.jsonl"
+        if size is None:
+            return open(path, "w", encoding="utf-8")
+        there = path.stat().st_size if path.is_file() else 0
+        if there < size:
+            raise InputError(f"{path}: {there} bytes found, expected at least the {size} of the saved state; remove {self.saver.folder} to "
+                             "begin phase 4 again")
+        os.truncate(path, size)
+        return open(path, "a", encoding="utf-8")
+
+    def position(self):
+        """How far both .jsonl files have come, for a state: bytes that the disk holds."""
+        for file in (self.metrics, self.trajectories):
+            os.fsync(file.fileno())
+        return {"metrics": self.metrics.tell(), "trajectories": self.trajectories.tell()}
+
+    def new_saver(self, folder, identity):
+        """A Saver as --save_seconds wants it, whose cost result.json will tell."""
+        self.savers.append(Saver(folder, identity, self.args.save_seconds, self.say))
+        return self.savers[-1]
+
     def say(self, text):
         """A line on the screen and in log.txt."""
         self.logger.info(text)
@@ -166,12 +185,14 @@ class RunFolder:
         already, as when two phases that take turns are computed for the sake of one of them."""
         if values["phase"] in self.told:
             return
-        line = json.dumps(values) + "\n"
-        self.metrics.write(line)
-        self.metrics.flush()
         kind = "epoch" if "epoch" in values else "episode"
-        if kind == "epoch":  # for the phase's artefact; phase 4 has none
+        line = json.dumps(values) + "\n"
+        if kind == "epoch":
             self.lines.setdefault(values["phase"], []).append(line)
+            self.write_lines(self.current)
+        else:
+            self.metrics.write(line)
+            self.metrics.flush()
         number = values[kind]
         scores = "  ".join(f"{split} {figures['correct']}/{figures['total']}" for split, figures in values["scores"].items())
         parts = "  ".join(f"{name} {values[name]:.4f}" for name in ("loss", "reward", "entropy", "gradient_norm") if name in values)
@@ -196,17 +217,20 @@ class RunFolder:
             yield bar
 
     def replay(self, phase, lines):
-        """Take over the events of a phase that was computed by another run."""
-        self.lines[phase] = lines
-        self.metrics.writelines(lines)
-        self.metrics.flush()
+        """Take over the events of a phase that was computed by another run, or before this one was ended."""
+        if phase in self.told:
+            return
+        self.lines[phase] = list(lines)
+        self.write_lines(self.current)
 
-    @contextmanager
-    def timed(self, phase):
-        """Seconds of what happens inside, for result.json."""
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = round(time.perf_counter() - start, 2)
+    def write_lines(self, phase):
+        """Write to metrics.jsonl what it lacks of a phase. Of two phases that take turns the second one's lines follow when the
+        first is finished, so that the file is the same however often the run was ended; a run that goes on in phase 4 has them."""
+        lines = self.lines.get(phase, [])
+        if not self.going_on:
+            self.metrics.writelines(lines[self.written.get(phase, 0):])
+            self.metrics.flush()
+        self.written[phase] = len(lines)
 
     def add_row(self, name, store, phase, predict):
         """A row from a finished phase: predictions of dev and test, scored where labelled."""
@@ -219,6 +243,8 @@ class RunFolder:
         name = "no_curriculum" if self.args.curriculum == "main_task" else "mpdistil"
         predictions = {split: best.answers.get(split) or predict(self.data[split]).argmax(-1).tolist()
                        for split in ("dev", "test") if split in self.data}
+        lines = [json.loads(line) for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        self.seconds["mpdistil"] = round(sum(line["seconds"] for line in lines if line["phase"] == "mpdistil"), 2)
         self.write_row(name, predictions, {"episode": best.index})
 
     def write_row(self, name, predictions, when):
@@ -245,12 +271,18 @@ class RunFolder:
                   "loss": loss_name(args), "reward": args.reward_function, "curriculum": args.curriculum, "seed": args.seed,
                   "teacher_model": args.teacher_model,
                   "student_model": args.student_model, "nlayers": args.nlayers, "select_on": args.select_on, "rows": self.rows,
-                  "seconds": self.seconds, "peak_memory_bytes": peak_memory_bytes(),
+                  "seconds": self.seconds,
+                  "saving": {"seconds": round(sum(saver.cost for saver in self.savers), 2),
+                             "states": sum(saver.saves for saver in self.savers)},
+                  "peak_memory_bytes": peak_memory_bytes(),
                   "reused": [name for name, phase in store.done.items() if phase.reused], "phases": phases, "data": self.data_summary,
                   "stopped_after": args.stop_after}
         (self.path / "models").mkdir(exist_ok=True)
         write_json(self.path / "models" / "phases.json", phases)
+        for path in self.path.rglob("*"):
+            sync(path)
         write_json(self.path / "result.json", result)
+        self.saver.clear()
         say_result(result, self.path, self.say)
         return 0
 
@@ -334,61 +366,78 @@ class Phase:
     reused: bool
 
 
+def identity_of(depends, *modules):
+    """(sha256, what it is of): of `depends`, the versions of the libraries that compute, and these modules of the project."""
+    depends = {**depends, "versions": {package: version(package) for package in ("torch", "transformers")},
+               "code": code_checksum(*modules)}
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest(), depends
+
+
 class PhaseStore:
-    """Finished phases under --phase_dir: <phase>-<identity>/, with the weights, phase.json, metrics.jsonl and predictions/."""
+    """Finished phases under --phase_dir: <phase>-<identity>/, with the weights, phase.json, metrics.jsonl and predictions/; beside
+    them, in .<phase>-<identity>.state/, the states of unfinished ones."""
 
-    def __init__(self, folder, fresh, log):
-        self.folder, self.fresh, self.log, self.done = folder, fresh, log, {}
+    def __init__(self, folder, log):
+        self.folder, self.log, self.done = folder, log, {}
+        folder.mkdir(exist_ok=True)
 
-    def run(self, name, settings, inputs, save, load, compute):
-        """The phase `name`: read back if an artefact of the same identity is there, else computed and kept.
+    def saver(self, folder):
+        """The Saver of the phase that will stand in `folder`."""
+        return self.log.new_saver(self.folder / f".{folder.name}.state", folder.name)
+
+    def run(self, name, settings, inputs, save, load, compute, keep_state=False):
+        """The phase `name`: read back if an artefact of the same identity is there, else computed and kept. Of two runs that
+        need it at one time, one computes it and the other waits.
 
         settings: a dataclass; inputs: checksums and identities of what it reads. save(folder) and load(folder) move the
-        weights, compute() trains them and returns a Best.
+        weights, compute(saver) trains them, from the saver's state on if there is one, and returns a Best. keep_state: another
+        phase ends with this state too, and will clear it.
         """
-        depends = {"phase": name, "settings": asdict(settings), "inputs": inputs,
-                   "versions": {package: version(package) for package in ("torch", "transformers")},
-                   "code": code_checksum("data_utils", "models", "metrics", "meta_policy")}
-        identity = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+        identity, depends = identity_of({"phase": name, "settings": asdict(settings), "inputs": inputs}, *TRAINING_MODULES)
         folder = self.folder / f"{name}-{identity[:16]}"
-        reused = not self.fresh and (folder / "phase.json").is_file()
+        with lock(self.folder / f".{folder.name}.lock", self.log.say):
+            return self.run_alone(name, identity, depends, folder, save, load, compute, keep_state)
+
+    def run_alone(self, name, identity, depends, folder, save, load, compute, keep_state):
+        """run, while no other process works on this phase."""
+        reused, saver, self.log.current = (folder / "phase.json").is_file(), self.saver(folder), name
         if reused:
             record = read_json(folder / "phase.json", f"remove {folder}")
             if record["depends_on"] != depends:
                 raise InputError(f"--phase_dir: {folder}/phase.json does not describe the phase that its name says; remove that folder")
+            for file, expected in record["files"].items():
+                if not (folder / file).is_file() or checksum(folder / file) != expected:
+                    raise InputError(f"{folder / file}: not the bytes that were written (sha256); remove {folder}")
             self.log.say(f"{name}: already computed, taken from {folder}")
             load(folder)
             self.log.replay(name, (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True))
         else:
             self.log.say(f"{name}: computing")
-            best = compute()
+            best = compute(saver)
             seconds = sum(json.loads(line)["seconds"] for line in self.log.lines[name])  # of its own epochs, where phases take turns
             record = {"phase": name, "identity": identity, "depends_on": depends, "best": {"epoch": best.index, "scores": best.scores},
                       "seconds": round(seconds, 2)}
             self.publish(folder, save, record, best.answers)
+        if not keep_state:
+            saver.clear()
+        self.log.write_lines(name)
         self.log.told.add(name)
         phase = Phase(name, identity, folder, record["best"], record["seconds"], reused)
         self.done[name] = phase
         return phase
 
     def publish(self, folder, save, record, answers):
-        """Write an artefact beside its final name and rename it; one that another run finished meanwhile stays, unless
-        --fresh asks for ours."""
-        part = folder.with_name(f"{folder.name}.part{os.getpid()}")
+        """Write an artefact beside its final name and rename it when the disk holds it."""
+        for left in self.folder.glob(f"{folder.name}.part*"):  # by a process that was ended while it wrote
+            shutil.rmtree(left)
+        part = folder.with_name(f"{folder.name}.part")
         save(part)
         (part / "metrics.jsonl").write_text("".join(self.log.lines[record["phase"]]), encoding="utf-8")
         (part / "predictions").mkdir()
         for name, numbers in answers.items():
             write_json(part / "predictions" / split_file(self.log.data[name], ".json"), numbers)
-        write_json(part / "phase.json", record)
-        if self.fresh and folder.exists():
-            shutil.rmtree(folder)
-        try:
-            part.rename(folder)
-        except OSError:
-            if not (folder / "phase.json").is_file():
-                raise
-            shutil.rmtree(part)
+        write_json(part / "phase.json", {**record, "files": checksums(part)})
+        publish(part, folder)
 
     def predictions(self, phase, split, predict):
         """Class numbers that the phase's model gives a split: from the artefact, or predicted now and kept there."""
@@ -410,10 +459,16 @@ class StoredOutputs(FrozenEncoder):
         """Have the tables of (split, layers) pairs made in one go."""
         missing = [(split, layers) for split, layers in wanted if self.find(split, layers) is None]
         if missing:
-            self.encoder = self.encoder_of()
-            for split, layers in missing:
-                self.write(split, layers)
-            self.encoder = None
+            self.folder.mkdir(exist_ok=True)
+            with lock(self.folder / ".lock", self.say):
+                for left in self.folder.glob("*.part"):  # by a process that was ended while it wrote
+                    left.unlink()
+                missing = [(split, layers) for split, layers in missing if self.find(split, layers) is None]
+                self.encoder = self.encoder_of() if missing else None
+                for split, layers in missing:
+                    self.write(split, layers)
+                    stop_if_asked()
+                self.encoder = None
         for split, layers in wanted:
             made = "run" if (split, layers) in missing else "not needed, outputs read"
             self.say(f"{self.folder.parent.name}: encoder {made} for {len(split)} examples of {split.name}")
@@ -433,22 +488,18 @@ class StoredOutputs(FrozenEncoder):
             said = read_json(path.with_suffix(".json"), f"remove {self.folder}")
             if said["layers"] < layers:
                 continue
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != said["sha256"]:
-                    raise InputError(f"{path}: not the bytes that were written (sha256); remove {self.folder}")
+            if checksum(path) != said["sha256"]:
+                raise InputError(f"{path}: not the bytes that were written (sha256); remove {self.folder}")
             return path
 
     def write(self, split, layers):
         """Fill a new file, and give it its name when it is whole."""
-        self.folder.mkdir(exist_ok=True)
         path = self.folder / split_file(split, f"-{layers}.npy")
-        part = path.with_suffix(f".part{os.getpid()}")
+        part = path.with_suffix(".part")
         dtype = torch.empty(0, dtype=self.encoder.pooler_weight.dtype).numpy().dtype
         mapped = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=self.shape(split, layers))
         self.fill(torch.from_numpy(mapped), split)
         mapped.flush()
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        write_json(path.with_suffix(".json"), {"layers": layers, "sha256": sha256})
+        sync(part)
+        write_json(path.with_suffix(".json"), {"layers": layers, "sha256": checksum(part)})
         os.replace(part, path)

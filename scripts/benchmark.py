@@ -41,13 +41,14 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 import curriculum  # noqa: E402
 import meta_policy  # noqa: E402
 from arguments import parse_arguments  # noqa: E402
-from curriculum import Curriculum, Policy, QuizBatches, policy_loss  # noqa: E402
+from curriculum import Curriculum, Policy, QuizBatches  # noqa: E402
 from data_utils import Draws, InputError, Split  # noqa: E402
 from main_superglue import Pair, Setting  # noqa: E402
 from meta_policy import Training, distillation_epochs, meta_teacher_epochs, teacher_epochs  # noqa: E402
 from models import Encoder, FrozenEncoder, Heads, set_training  # noqa: E402
 from protocols import resolve_protocol  # noqa: E402
-from run_folder import StoredOutputs, peak_memory_bytes, resolved, write_json  # noqa: E402
+from resume import write_json  # noqa: E402
+from run_folder import StoredOutputs, peak_memory_bytes, resolved  # noqa: E402
 
 PHASES = ("teacher", "kd", "meta_teacher", "mpdistil")
 SIDES = ("naive", "ours", "bare")
@@ -348,21 +349,18 @@ class Side:
             parts.draws = parts.batches.draws = Draws(args.seed, f"benchmark {number}", "own_generators")
             main = parts.draws.batches(len(parts.main_quiz), args.val_dataloader_size, "order")
             self.work = [(names[k % len(names)], main[k % len(main)]) for k in range(self.length())]
-            self.log_pis, self.rewards = [], []
             return None  # bare counts the tokens
 
         def step(k):
             name, indices = self.work[k]
             if k == 0:
-                parts.begin_episode(evaluated=True)
-            log_pi = parts.log_pi()
-            parts.choose(log_pi)  # what it costs; every task gets its turn, so that each round has the same mixture
-            self.log_pis.append(log_pi[names.index(name)])
+                parts.begin_episode()
+            parts.choose()  # for what it costs: every task gets its turn, so that each round has the same mixture
+            parts.credited.append(names.index(name))
             parts.train_student(name)
-            self.rewards.append(parts.reward(indices))
+            parts.rewards.append(parts.reward(indices))
             if k == len(self.work) - 1:
-                rewards = torch.stack(self.rewards)
-                parts.end_episode(policy_loss(rewards - rewards.mean(), torch.stack(self.log_pis)))
+                parts.end_episode()
 
         self.ready, self.step = ready, step
         self.evaluate = self.selection(setting.predictor(pair.student)).scores

@@ -1,5 +1,6 @@
 """The protocol `released` and single choices of it."""
 import json
+import re
 from dataclasses import fields
 
 import pytest
@@ -67,7 +68,9 @@ def test_released_runs_on_every_task(task, command):
     assert result["protocol"] == "released" and set(result["rows"]) == {"teacher", "kd", "meta_teacher", "mpdistil"}
     assert result["protocol_choices"] == {name: value for name, value in CHOICES}
     phases = [(line["phase"], line["epoch"]) for line in read_lines(folder / "metrics.jsonl") if "epoch" in line]
-    assert phases == [("teacher", 1), ("kd", 1), ("meta_teacher", 1), ("kd", 2), ("meta_teacher", 2)]
+    assert phases == [("teacher", 1), ("kd", 1), ("kd", 2), ("meta_teacher", 1), ("meta_teacher", 2)]
+    turns = re.findall(r"(\w+) epoch (\d):", (folder / "log.txt").read_text())
+    assert turns == [("teacher", "1"), ("kd", "1"), ("meta_teacher", "1"), ("kd", "2"), ("meta_teacher", "2")]
     for episode in read_lines(folder / "trajectories.jsonl"):  # the action credited at a step is the one used at the next
         assert episode["actions"][1:] == episode["credited"][:-1]
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from data_utils import cut_order, seeded_generator
 from meta_policy import (Training, TrainingError, apply_gradients, backward, explain, figure_table, finish_best, is_finite, make_optimizer,
-                         mean_figures, true_class_probability)
+                         mean_figures, true_class_probability, weights_are_finite)
 from models import init_linear, predict, set_training
 from resume import NoSaver, prefixed, random_tensors, restore_random, restore_training, training_tensors, under
 
@@ -290,13 +290,21 @@ class Curriculum:
         except TrainingError as error:
             raise explain(error, self.quiz[self.names[self.used[error.step]]], self.trained[error.step]) from None
 
+    def check_weights(self):
+        """TrainingError if the last step left weights of the student that are not finite."""
+        if not weights_are_finite(self.student):
+            step = len(self.figures) - 1
+            raise explain(f"phase mpdistil, episode {self.episode + 1}, step {step + 1}: weights after it are not finite at learning rate "
+                          f"{self.settings.learning_rate:g}", self.quiz[self.names[self.used[step]]], self.trained[step])
+
     def state(self):
-        """(tensors, values) from which load_state goes on at the same step. Only of finite figures."""
+        """(tensors, values) from which load_state goes on at the same step. Only of finite figures and weights."""
         tensors = {**prefixed("student", training_tensors(self.student, self.student_optimizer)),
                    **prefixed("policy", training_tensors(self.policy, self.policy_optimizer)), **prefixed("draws", self.draws.state())}
         values = {"episode": self.episode, "batches": self.batches.state(), "seconds": self.seconds}
         if self.order is not None:
             self.means()
+            self.check_weights()
             tensors |= {"order": torch.from_numpy(np.concatenate(self.order)), "figures": figure_table(self.figures),
                         "rewards": torch.stack(self.rewards), **prefixed("begun", self.begun)}
             if self.p_before is not None:
@@ -360,6 +368,7 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
                 parts.seconds = time.perf_counter() - start
                 saver.consider(collect)
             figures = parts.means()
+            parts.check_weights()
             advantages, log_pis, policy_figures = parts.end_episode()
             figures |= mean_figures([policy_figures], f"phase mpdistil, episode {episode}", settings.policy_learning_rate)
             scores = selection.scores()

@@ -178,6 +178,11 @@ def is_finite(figures):
     return all(value.device.type != "cpu" or bool(value.isfinite()) for value in figures.values())
 
 
+def weights_are_finite(module):
+    """Whether all weights are; looked at once an epoch or episode, and before a state is saved."""
+    return bool(torch.stack([parameter.detach().isfinite().all() for parameter in module.parameters()]).all())
+
+
 def explain(error, split, indices):
     """The TrainingError with the examples of its step and the way out."""
     examples = ", ".join(str(split.idx[number]) for number in indices)
@@ -214,6 +219,7 @@ class Epochs:
             self.seconds = time.perf_counter() - start
             after_step()
         figures = self.means()
+        self.check_weights()
         scores = self.selection.scores()
         self.epoch, self.order, self.seconds, self.evaluated = self.epoch + 1, None, 0.0, True
         chosen = self.selection.main(scores)
@@ -229,12 +235,20 @@ class Epochs:
         except TrainingError as error:
             raise explain(error, self.split, self.order[error.step]) from None
 
+    def check_weights(self):
+        """TrainingError if the last step left weights that are not finite."""
+        if not weights_are_finite(self.module):
+            step = len(self.done) - 1
+            raise explain(f"phase {self.phase}, epoch {self.epoch + 1}, step {step + 1}: weights after it are not finite at learning rate "
+                          f"{self.settings.learning_rate:g}", self.split, self.order[step])
+
     def state(self):
-        """(tensors, values) from which load_state goes on at the same step. Only of finite figures."""
+        """(tensors, values) from which load_state goes on at the same step. Only of finite figures and weights."""
         best, best_values = self.best.state()
         tensors = {**training_tensors(self.module, self.optimizer), **prefixed("best", best), **prefixed("draws", self.draws.state())}
         if self.order is not None:
             self.means()
+            self.check_weights()
             tensors |= {"order": torch.from_numpy(np.concatenate(self.order)), "figures": figure_table(self.done)}
         return tensors, {"epoch": self.epoch, "evaluated": self.evaluated, "seconds": self.seconds, "best": best_values,
                          "figures": list(self.done[0]) if self.done else []}

@@ -1,0 +1,306 @@
+"""A run that is ended at any moment goes on from there and leaves the same; locks, signals, full disks, damaged files."""
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
+
+import curriculum
+import meta_policy
+import resume
+import run_folder
+from conftest import ROOT, read_lines
+from resume import NoSaver, Saver
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from kill_test import compare, content  # noqa: E402
+
+SMALL = {"tasks": ["CB", "COPA"], "epochs": 2, "meta_epochs": 2, "teacher_epochs": 2, "num_episodes": 3, "save_seconds": 0,
+         "train_dataloader_size": 6, "val_dataloader_size": 3}
+
+
+class Killed(BaseException):
+    """Stands for a process that is no more: nothing in the project catches it."""
+
+
+def run_killed(command, monkeypatch, every, folder, flags):
+    """Give the command until it is done, ending it at every `every`-th place where it may save, before, while or after it does. Returns
+    the number of kills."""
+    calls, kills, consider, replace = [0], 0, Saver.consider, os.replace
+
+    def dying(self, collect, at_end=False):
+        calls[0] += 1
+        if calls[0] % every == 0 and calls[0] % 3 == 0:
+            raise Killed
+        if calls[0] % every == 0 and calls[0] % 3 == 1:  # between the two files of a state
+            monkeypatch.setattr(os, "replace", lambda old, new: replace(old, new) if str(new).endswith(".safetensors") else kill())
+        consider(self, collect, at_end)
+        if calls[0] % every == 0:
+            raise Killed
+
+    def kill():
+        raise Killed
+
+    monkeypatch.setattr(Saver, "consider", dying)
+    while True:
+        try:
+            code, path = command(folder=f"{folder}/run", **flags)
+            assert code == 0
+            return kills, path.parent
+        except Killed:
+            kills += 1
+        finally:
+            monkeypatch.setattr(os, "replace", replace)
+
+
+@pytest.mark.parametrize("flags", [
+    {}, {"use_comp_loss": True, "reward_function": "real", "undistilled": True, "select_on": "quiz"}, {"protocol": "released"},
+    {"set": ["state_gradient=attached", "credit=next_step", "zero_grad=zeros"]}, {"curriculum": "uniform", "set": ["quiz_batches=fixed"]},
+    {"set": ["student_update=each_episode", "data_order=global_generator", "reward_weights=before_episode"]},
+], ids=str)
+def test_a_killed_run_leaves_the_same(flags, command, monkeypatch):
+    flags = {**SMALL, **flags}
+    code, whole = command(folder="whole/run", **flags)
+    assert code == 0
+    kills, killed = run_killed(command, monkeypatch, 6, "killed", flags)
+    assert kills > 8 and compare(content(killed), content(whole.parent)) == []
+    assert not list(killed.rglob("state-*")) and not list(killed.rglob("*part*"))
+
+
+def test_a_process_that_is_killed_for_good(encoders, data_dir, tmp_path):
+    """The short form of scripts/kill_test.py, SIGKILL and all."""
+    flags = {"kills": 2, "longest": 0.7, "work": tmp_path / "work", **SMALL, "task": "CB", "data_dir": data_dir,
+             "teacher_model": encoders["bert"], "nlayers": 2, "max_seq_length": 64, "device": "cpu"}
+    words = [word for name, value in flags.items() for word in (f"--{name}", *(value if isinstance(value, list) else [str(value)]))]
+    done = subprocess.run([sys.executable, "scripts/kill_test.py", *words], cwd=ROOT, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and ", 0 differences" in done.stdout and done.stdout.startswith("kill 1"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("signum", resume.STOP_SIGNALS)
+def test_signals_save_and_end_the_run(signum, command, monkeypatch, capsys):
+    flags = {**SMALL, "save_seconds": 1000}
+    command(folder="whole/run", **flags)
+    calls, consider = [0], Saver.consider
+
+    def asked(self, collect, at_end=False):
+        calls[0] += 1
+        if calls[0] == 50:
+            os.kill(os.getpid(), signum)
+        consider(self, collect, at_end)
+
+    monkeypatch.setattr(Saver, "consider", asked)
+    capsys.readouterr()
+    code, folder = command(folder="ended/run", **flags)
+    assert code == 128 + signum and signal.Signals(signum).name in capsys.readouterr().err
+    assert list(folder.parent.rglob("state-*.safetensors")) and not (folder / "result.json").exists()
+    code, folder = command(folder="ended/run", **flags)
+    assert code == 0 and "going on from" in capsys.readouterr().out
+    assert compare(content(folder.parent), content(folder.parents[1] / "whole")) == []
+
+
+def stop_in_phase_4(command, monkeypatch, **flags):
+    """A run that was killed in its second episode, with a state. Returns its folder."""
+    consider = Saver.consider
+
+    def dying(self, collect, at_end=False):
+        consider(self, collect, at_end)
+        if self.folder.name == "state" and at_end:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Saver, "consider", dying)
+        with pytest.raises(Killed):
+            command(**{**SMALL, **flags})
+    return command(**{**SMALL, **flags, "stop_after": "teacher", "epochs": 3})[1]  # refused: only for its folder
+
+
+def test_a_state_that_was_altered_is_refused_and_kept(command, monkeypatch, capsys):
+    folder = stop_in_phase_4(command, monkeypatch)
+    capsys.readouterr()
+    tensors = next((folder / "state").glob("*.safetensors"))
+    good = tensors.read_bytes()
+    tensors.write_bytes(good[:-8])
+    assert command(**SMALL)[0] == 2
+    message = capsys.readouterr().err
+    assert str(tensors) in message and f"remove {folder / 'state'}" in message and message.count("\n") == 1
+    tensors.write_bytes(good)
+    (folder / "metrics.jsonl").write_text("")
+    assert command(**SMALL)[0] == 2 and "metrics.jsonl: 0 bytes found" in capsys.readouterr().err
+    assert tensors.read_bytes() == good
+
+
+def test_other_arguments_for_a_run_that_was_ended(command, monkeypatch, capsys):
+    stop_in_phase_4(command, monkeypatch)
+    capsys.readouterr()
+    code, folder = command(**{**SMALL, "num_episodes": 4})
+    assert code == 2 and "--num_episodes 3 there, 4 now" in capsys.readouterr().err
+
+
+def test_events_after_the_saved_point_are_cut(command, monkeypatch):
+    folder = stop_in_phase_4(command, monkeypatch)
+    for name in ("metrics", "trajectories"):
+        with open(folder / f"{name}.jsonl", "a") as file:
+            file.write('{"phase": "mpdistil", "episode": 2, "seconds": 1, "half')
+    assert command(**SMALL)[0] == 0
+    assert [line["episode"] for line in read_lines(folder / "metrics.jsonl") if "episode" in line] == [1, 2, 3]
+    assert [line["episode"] for line in read_lines(folder / "trajectories.jsonl")] == [1, 2, 3]
+
+
+def test_a_state_of_other_code_is_not_used(command, monkeypatch, capsys):
+    folder = stop_in_phase_4(command, monkeypatch)
+    monkeypatch.setattr(run_folder, "version", lambda package: "0")
+    assert command(**SMALL)[0] == 0 and "this phase begins again" in capsys.readouterr().out
+    assert [line["episode"] for line in read_lines(folder / "metrics.jsonl") if "episode" in line] == [1, 2, 3]
+
+
+def test_an_artefact_that_was_altered_is_refused(command, capsys):
+    code, folder = command(folder="r/a", stop_after="kd")
+    weights = next((folder.parent / "phases").glob("kd-*/heads.safetensors"))
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    capsys.readouterr()
+    assert command(folder="r/b", reward_function="real")[0] == 2
+    assert f"{weights}: not the bytes that were written" in capsys.readouterr().err
+
+
+def test_one_run_per_folder(command, capsys, tmp_path):
+    with FileLock(tmp_path / ".run.lock"):
+        code, folder = command()
+        assert code == 2 and "another process is at work" in capsys.readouterr().err and not folder.exists()
+    assert command()[0] == 0
+
+
+def test_two_runs_that_share_phases_compute_each_once(encoders, data_dir, tmp_path):
+    """Two processes begun together: one computes, the other says that it waits, then reuses."""
+    def begin(name, *more):
+        argv = [sys.executable, str(ROOT / "main_superglue.py"), "--task", "CB", "--data_dir", str(data_dir), "--teacher_model",
+                str(encoders["bert"]), "--nlayers", "2", "--teacher_epochs", "40", "--epochs", "1", "--meta_epochs", "1",
+                "--num_episodes", "1", "--val_dataloader_size", "4", "--max_seq_length", "64", "--output_dir", str(tmp_path / "r" / name),
+                *more]
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    both = [begin("a"), begin("b", "--reward_function", "real")]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    reused = [json.loads((tmp_path / "r" / name / "result.json").read_text())["reused"] for name in "ab"]
+    assert sorted(reused[0] + reused[1]) == ["kd", "meta_teacher", "teacher"] and any("waiting for another run" in text for text in said)
+    assert len(list((tmp_path / "r" / "phases").glob("teacher-*"))) == 1
+
+
+@pytest.mark.parametrize("where", ("state", "artefact"))
+def test_a_full_disk_leaves_the_last_state(where, command, monkeypatch, capsys):
+    """The disk fills up in the kd phase: code 1, one line; with room again the run ends as if nothing had happened."""
+    command(folder="whole/run", **SMALL)
+    calls, sync = [0], resume.sync
+
+    def full(path):
+        hit = "kd-" in str(path) and (where == "state") == ("state" in str(path))
+        calls[0] += hit
+        if hit and (where == "artefact" or calls[0] > 9):
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        sync(path)
+
+    monkeypatch.setattr(resume, "sync", full)
+    capsys.readouterr()
+    code, folder = command(folder="full/run", **SMALL)
+    message = capsys.readouterr().err
+    assert code == 1 and "No space left on device" in message and "give the same command again" in message and message.count("\n") == 1
+    monkeypatch.setattr(resume, "sync", sync)
+    assert command(folder="full/run", **SMALL)[0] == 0 and "going on from" in capsys.readouterr().out
+    assert compare(content(folder.parent), content(folder.parents[1] / "whole")) == []
+
+
+@pytest.mark.parametrize("phase", ("teacher", "kd", "mpdistil"))
+def test_a_step_that_is_not_finite_stops_with_what_and_where(phase, command, capsys, monkeypatch):
+    """The third step of a phase has a loss that is no number: phase, step, figure, examples and rate are said, and the state
+    from before the step stays and goes on."""
+    module, name = {"teacher": (F, "cross_entropy"), "kd": (meta_policy, "pkd_loss"), "mpdistil": (curriculum, "student_loss")}[phase]
+    calls, function = [0], getattr(module, name)
+
+    def third_is_none(*arguments):
+        calls[0] += 1
+        return function(*arguments) * (float("nan") if calls[0] == 3 else 1.0)
+
+    command(folder="whole/run", **SMALL)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, third_is_none)
+        code, folder = command(folder="stopped/run", **SMALL)
+    message = capsys.readouterr().err
+    place = "episode 2, step 1" if phase == "mpdistil" else "epoch 1, step 3"
+    assert code == 1 and f"phase {phase}, {place}: loss is nan at learning rate" in message and "idx " in message
+    assert message.count("\n") == 1 and list(folder.parent.rglob("state-*.safetensors"))
+    assert command(folder="stopped/run", **SMALL)[0] == 0 and "going on from" in capsys.readouterr().out
+    assert compare(content(folder.parent), content(folder.parents[1] / "whole")) == []
+
+
+@pytest.mark.parametrize("flags", [{"teacher_learning_rate": 1e38}, {"learning_rate": 1e38}], ids=str)
+def test_a_rate_at_which_the_weights_explode(flags, command, capsys):
+    """The state that stays is from before they did."""
+    code, folder = command(**{**SMALL, **flags})
+    message = capsys.readouterr().err
+    assert code == 1 and "not finite" in message and "learning rate 1e+38" in message and "idx " in message and message.count("\n") == 1
+    for path in folder.parent.rglob("state-*.safetensors"):
+        assert all(tensor.isfinite().all() for name, tensor in load_file(path).items() if tensor.is_floating_point())
+
+
+def test_weights_that_are_not_finite_stop_at_the_first_step(command, capsys, encoders, tmp_path):
+    import shutil
+    folder = shutil.copytree(encoders["bert"], tmp_path / "nan")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["encoder.layer.0.output.dense.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    code, _ = command(teacher_model=folder)
+    assert code == 1 and "phase teacher, epoch 1, step 1: loss is nan" in capsys.readouterr().err
+
+
+def test_a_state_saves_everything_once(tmp_path):
+    """Tensors that share memory, saved twice: the newest pair alone stays, and comes back."""
+    saver = Saver(tmp_path / "s", "me", 0, lambda text: None)
+    tensor = torch.arange(6.0)
+    saver.save({"a": tensor, "b": tensor}, {"n": 1})
+    saver.save({"a": tensor + 1, "b": tensor.view(2, 3)}, {"n": 2})
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["state-2.json", "state-2.safetensors"]
+    tensors, values = Saver(tmp_path / "s", "me", 0, lambda text: None).load()
+    assert values == {"n": 2} and torch.equal(tensors["a"], tensor + 1) and torch.equal(tensors["b"], tensor.view(2, 3))
+    assert Saver(tmp_path / "s", "other", 0, lambda text: None).load() is None and not (tmp_path / "s").exists()
+    assert NoSaver().load() is None
+
+
+def test_saving_at_ends_is_kept_cheap(tmp_path):
+    """At ends of epochs a state is saved at first, and then only while that takes less than its share; after --save_seconds always."""
+    saver = Saver(tmp_path / "s", "me", 1000, lambda text: None)
+    saver.consider(lambda: ({}, {}))
+    assert saver.saves == 0
+    saver.consider(lambda: ({"a": torch.zeros(1)}, {}), at_end=True)
+    saver.consider(lambda: ({"a": torch.zeros(1)}, {}), at_end=True)
+    assert saver.saves == 1
+    saver.seconds = 0
+    saver.consider(lambda: ({"a": torch.zeros(1)}, {}))
+    assert saver.saves == 2
+
+
+def test_a_lock_waits_for_another_thread(tmp_path):
+    said, order = [], []
+    held = FileLock(tmp_path / "lock", thread_local=False)
+    held.acquire()
+
+    def wait():
+        with resume.lock(tmp_path / "lock", said.append):
+            order.append("second")
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    thread.join(0.3)
+    order.append("first")
+    held.release()
+    thread.join()
+    assert order == ["first", "second"] and len(said) == 1 and "waiting" in said[0]

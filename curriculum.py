@@ -147,6 +147,8 @@ class Curriculum:
         self.student, self.meta_teacher, self.policy, self.settings, self.draws = student, meta_teacher.eval(), policy, settings, draws
         self.quiz, self.main_task, self.main_quiz, self.names = quiz, main_task, quiz[main_task], list(quiz)
         self.device = torch.device(settings.device)
+        # what phase 2 left (row 20: zeros) would move weights here, but only where phase 2 was not found finished
+        student.zero_grad(set_to_none=True)
         self.student_optimizer = make_optimizer(student, settings.learning_rate, settings)
         self.policy_optimizer = make_optimizer(policy, settings.policy_learning_rate, settings)
         self.batches = QuizBatches(quiz, settings.batch_size, settings.quiz_batches, draws)

@@ -300,6 +300,10 @@ def parse_label(value, task, where, as_class_number=False):
     return number
 
 
+# control characters, zero-width ones and marks of direction: most tokenizers drop them, so that a reader should know
+INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
+
+
 def build_examples(task, records, source, as_class_number=False, text_case="as_is"):
     """The Examples of a split: records checked and turned into texts, lower-cased where text_case is "lower" (METHOD.md
     row 5). Refuses duplicate idx, half-labelled and empty splits."""
@@ -313,6 +317,8 @@ def build_examples(task, records, source, as_class_number=False, text_case="as_i
                              "example of a split needs its own")
         first_place[record["idx"]] = where
         notes = Counter()
+        if any(INVISIBLE.search(value) for value in values.values() if isinstance(value, str)):
+            notes["invisible"] += 1
         try:
             pairs = task.build(values, notes)
         except InputError as error:
@@ -501,8 +507,14 @@ class Split:
 
     def summary(self):
         """What args and results say of the split."""
+        spans = {how: count for how, count in self.notes.items() if how not in ("invisible", "unknown")}
         return {"examples": len(self), "truncated": self.truncated, "labelled": self.labelled, "sha256": self.checksum,
-                **({"spans": self.notes} if self.notes else {})}
+                **({"spans": spans} if spans else {}), **{how: self.notes[how] for how in ("invisible", "unknown") if how in self.notes}}
+
+    def absent_labels(self):
+        """Labels of the task that no example has."""
+        seen = set(self.labels.tolist())
+        return [label for number, label in enumerate(self.task.labels) if number not in seen] if self.labelled else []
 
 
 def checksum_examples(task, examples):
@@ -530,6 +542,11 @@ def encode_split(task, name, examples, tokenizer, max_seq_length, cls_segment="t
     if types is not None and cls_segment == "one":
         types = [[1, *row[1:]] for row in types]
     offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in ids])])
+    notes = sum((example.notes for example in examples), Counter())
+    strange = tokenizer.unk_token_id
+    unknown = {row // task.rows for row, tokens in enumerate(ids) if strange is not None and strange in tokens}
+    if unknown:
+        notes["unknown"] = len(unknown)
     return Split(task=task, name=name, idx=[example.idx for example in examples], where=[example.where for example in examples],
                  labels=torch.tensor([example.label for example in examples]),
                  input_ids=np.concatenate(ids).astype(np.int32),
@@ -537,7 +554,7 @@ def encode_split(task, name, examples, tokenizer, max_seq_length, cls_segment="t
                  offsets=offsets, pad_ids=(tokenizer.pad_token_id, getattr(tokenizer, "pad_token_type_id", 0)),
                  pad_to=max_seq_length if padding == "max_length" else None,
                  truncated=len({row // task.rows for row in long}), checksum=checksum_examples(task, examples),
-                 notes=dict(sorted(sum((example.notes for example in examples), Counter()).items())))
+                 notes=dict(sorted(notes.items())))
 
 
 def load_task(task, data_dir, tokenizer, max_seq_length, split_seed, quiz_batch_size, parts=("train", "quiz", "dev", "test"),

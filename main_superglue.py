@@ -27,7 +27,7 @@ from models import (FrozenEncoder, Heads, load_encoder, load_heads, load_model, 
 from protocols import resolve_protocol  # noqa: E402
 from resume import Stopped, lock, stopping_on_signals  # noqa: E402
 from run_folder import (STATE_FOLDER, PhaseStore, RunFolder, StoredOutputs, check_folder, finished_result,  # noqa: E402
-                        say_result)
+                        say_needs, say_result)
 
 
 def run(args):
@@ -98,6 +98,7 @@ class Setting:
                   "run; wait for it, or give another folder"):
             self.log = RunFolder(self.args, self.task, self.data, self.quiz, self.checkpoints, drawn, self.summary)
             self.store = PhaseStore(self.args.phase_dir, self.log)
+            say_needs(self.args, self.checkpoints, self.data["train"], self.device, self.log.say)
             yield
 
     def training(self, kind, epochs, batch_size, learning_rate, **more):

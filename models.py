@@ -1,6 +1,7 @@
 """Encoders with heads: teacher, student, meta-teacher heads; how they are loaded, cut, saved, and a frozen encoder's outputs."""
 import hashlib
 import inspect
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -61,7 +62,24 @@ def resolve_checkpoint(name, flag):
         found = f"only {pickled} found" if pickled else "no weights found"
         raise InputError(f"{flag} {name}: {found}, expected model.safetensors; convert with "
                          "AutoModel.from_pretrained(...).save_pretrained(...)")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        check_index(index, flag)
     return folder
+
+
+def check_index(index, flag):
+    """InputError if the index of a checkpoint in shards names a file that is not in its folder."""
+    try:
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{flag} {index}: cannot be read ({type(error).__name__}: {error}); expected the index of a checkpoint in "
+                         "shards") from None
+    for file in files:
+        if Path(file).name != file:
+            raise InputError(f"{flag} {index}: names {file}, which lies outside its folder; expected names of files beside it")
+        if not (index.parent / file).is_file():
+            raise InputError(f"{flag} {index}: names {file}, which is not there; the download may not be whole")
 
 
 def has_weights(folder):
@@ -302,6 +320,13 @@ def check_weights(folder, flag, nlayers=None):
         raise InputError(f"{flag} {folder}: {len(missing)} weights are missing from its safetensors ({', '.join(missing[:3])}, ...); "
                          f"expected those of a {config.model_type} encoder")
     return sorted(info["missing_keys"])
+
+
+def count_weights(folder, nlayers=None):
+    """Number of weights of the encoder of a checkpoint (its first `nlayers` layers), without reading them."""
+    config = cut_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), nlayers)
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in AutoModel.from_config(config, trust_remote_code=False).parameters())
 
 
 def load_model(folder, tasks, seed, role, nlayers=None, bf16=False):

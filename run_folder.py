@@ -28,7 +28,7 @@ import data_utils
 from arguments import NOT_PART_OF_THE_RUN, PHASES, loss_name
 from data_utils import InputError
 from metrics import score, write_predictions
-from models import FrozenEncoder, save_model
+from models import FrozenEncoder, count_weights, save_model
 from resume import Saver, checksum, checksums, lock, publish, read_json, stop_if_asked, sync, write_json
 
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scikit-learn", "safetensors")
@@ -80,6 +80,33 @@ def check_folder(folder, flag):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{flag} {folder}: cannot be made ({error.strerror}); give a folder that can be written to") from None
+
+
+def available_memory(device):
+    """Bytes that can still be had on the device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        line = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) * 1024
+
+
+def say_needs(args, checkpoints, train, device, say):
+    """Say how much memory and disk the run will need, about, and warn where there is less. Memory: float32 weights, gradients,
+    both of AdamW's moments and the best weights of what is trained at a time, activations not counted. Disk: artefacts, states,
+    the frozen teacher's outputs."""
+    teacher, student = count_weights(checkpoints.teacher), count_weights(checkpoints.student, args.nlayers)
+    memory = 4 * 5 * max(teacher, student)
+    disk = 4 * (teacher + (3 if args.undistilled else 2) * student + 2 * 4 * max(teacher, student)
+                + len(train) * train.task.rows * args.nlayers * checkpoints.hidden_size)
+    there = available_memory(device)
+    for what, needed, found, where in (("memory", memory, there, f"on {device.type}"),
+                                       ("disk", disk, shutil.disk_usage(args.phase_dir.absolute().parent).free, f"at {args.phase_dir}")):
+        short = found is not None and found < needed
+        say(f"{'warning: ' if short else ''}about {needed / 2 ** 30:.2f} GiB of {what} needed {where}"
+            + ("" if found is None else f", {found / 2 ** 30:.2f} GiB free") + (": it may not be enough" if short else ""))
 
 
 def environment():
@@ -147,7 +174,12 @@ class RunFolder:
                 continue
             spans = figures.get("spans")
             self.say(f"{name}: {figures['examples']} examples, {figures['truncated']} truncated, sha256 {figures['sha256'][:16]}"
-                     + (f", spans located: {', '.join(f'{count} {how}' for how, count in spans.items())}" if spans else ""))
+                     + (f", spans located: {', '.join(f'{count} {how}' for how, count in spans.items())}" if spans else "")
+                     + (f", {figures['invisible']} with invisible characters" if "invisible" in figures else "")
+                     + (f", {figures['unknown']} with characters that the tokenizer does not know" if "unknown" in figures else ""))
+        for split in (data["train"], *quiz.values()):
+            if split.absent_labels():
+                self.say(f"warning: {split.task.name}/{split.name}: no example with label {', '.join(map(str, split.absent_labels()))}")
         for flag, folder, sha256 in (("teacher", checkpoints.teacher, checkpoints.teacher_sha256),
                                      ("student", checkpoints.student, checkpoints.student_sha256)):
             self.say(f"--{flag}_model {folder}, sha256 {sha256[:16]}"

@@ -77,6 +77,19 @@ def make_encoder(kind, folder, seed=0, **changes):
     return folder
 
 
+def pytest_addoption(parser):
+    parser.addoption("--bad_input_table", metavar="FILE", help="write what tests/test_bad_input.py gave, and what was said, as markdown")
+
+
+def pytest_sessionfinish(session):
+    path, module = session.config.getoption("--bad_input_table"), sys.modules.get("test_bad_input")
+    if path and module:
+        rows = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in dict.fromkeys(module.TABLE)]
+        Path(path).write_text("What the command says of input that is odd or wrong; written by `python -m pytest tests/test_bad_input.py "
+                              "--bad_input_table tests/bad_input.md`.\n\n| # | given | | said |\n|---|---|---|---|\n"
+                              + "".join(f"| {number} | {row} |\n" for number, row in enumerate(rows, 1)), encoding="utf-8")
+
+
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory):
     """kind -> folder."""

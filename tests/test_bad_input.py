@@ -1,6 +1,9 @@
 """What cannot be used is refused: exit code 2, one line on stderr that names it, nothing written."""
 import json
+import os
+import re
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +18,23 @@ def data(data_dir, tmp_path):
     return shutil.copytree(data_dir, tmp_path / "data")
 
 
+def spell(value):
+    """A parameter as the table of bad input shows it: what was given, not what is expected."""
+    if isinstance(value, (dict, str)) and value != "":
+        return ascii(value)[:60] if isinstance(value, dict) else value[:60]
+    return "" if isinstance(value, tuple) else None
+
+
+def said(verdict, line):
+    """Remember a line for --bad_input_table, without the folders of this machine."""
+    name, _, given = re.search(r"::test_(.*) \(call\)", os.environ["PYTEST_CURRENT_TEST"])[1].partition("[")
+    line = re.sub(r"(/[\w.-]+)*/pytest-of-\w+/[\w-]+/[\w.-]+", "DIR", line.strip())
+    TABLE.append((f"{name.replace('_', ' ')} {given.removesuffix(']').rstrip('-')}".strip(), verdict, line))
+
+
+TABLE = []  # (what was given, refused or handled, what was said), which conftest.py writes down
+
+
 def refused(command, capsys, *expected, **flags):
     code, folder = command(**flags)
     error = capsys.readouterr().err
@@ -22,6 +42,21 @@ def refused(command, capsys, *expected, **flags):
     for words in expected:
         assert str(words) in error
     assert not folder.exists()
+    said("refused", error)
+
+
+def handled(command, capsys, *expected, **flags):
+    """The run goes on, and the log says what was found."""
+    code, _ = command(stop_after="teacher", **flags)
+    out = capsys.readouterr().out
+    assert code == 0
+    for words in expected:
+        line = next((line for line in out.splitlines() if words in line), None)
+        assert line, (words, out)
+        said("handled", line)
+    if not expected:
+        said("handled", "read like any other")
+    return out
 
 
 @pytest.mark.parametrize("flags, expected", [
@@ -51,7 +86,7 @@ def refused(command, capsys, *expected, **flags):
                    "eval_batch_size") for value in (0, -3)],
     *[({name: value}, (f"--{name}", f"'{value}'"))
       for name in ("teacher_learning_rate", "learning_rate", "meta_learning_rate", "max_grad_norm") for value in (0, -0.1)],
-])
+], ids=spell)
 def test_flags(flags, expected, command, capsys):
     refused(command, capsys, *expected, **flags)
 
@@ -93,7 +128,7 @@ def replace_row(path, number, **changes):
     ("WiC", {"start1": 900}, ("fields start1, end1: 900..",)),
     ("WiC", {"start1": "x"}, ("field 'start1': 'x'", "whole number")),
     ("WSC", {"target": {"span1_index": 99, "span1_text": "a", "span2_index": 0, "span2_text": "b"}}, ("span1_index", "word index 99")),
-])
+], ids=spell)
 def test_rows(task, changes, expected, command, capsys, data):
     replace_row(data / task / "train.jsonl", 6, **changes)
     refused(command, capsys, f"{data}/{task}/train.jsonl:7: ", *expected, task=task, data_dir=data)
@@ -102,7 +137,7 @@ def test_rows(task, changes, expected, command, capsys, data):
 @pytest.mark.parametrize("text, expected", [
     ('{"premise": "p"', ("train.jsonl:1", "not JSON")), ("[1, 2]", ("train.jsonl:1", "list found", "object")),
     ("", ("train.jsonl", "no examples")), (b"\xff\xfe", ("train.jsonl:1", "not UTF-8")),
-])
+], ids=spell)
 def test_files(text, expected, command, capsys, data):
     (data / "CB" / "train.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
     refused(command, capsys, *expected, data_dir=data)
@@ -205,3 +240,105 @@ def test_a_folder_that_is_another_run(command, capsys, tmp_path):
     assert code == 2 and "no run folder" in capsys.readouterr().err and [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.tex"]
 
 
+
+
+def test_a_tokenizer_without_a_padding_token(command, capsys, tmp_path, encoders):
+    folder = shutil.copytree(encoders["deberta"], tmp_path / "unpadded")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "pad_token"}))
+    refused(command, capsys, f"--teacher_model {folder}", "no padding token", teacher_model=folder)
+
+
+@pytest.mark.parametrize("changes, expected", [
+    ({"premise": "a \U0001f600 b"}, ("1 with characters that the tokenizer does not know",)),
+    ({"premise": "a\u200bb\u200dc"}, ("1 with invisible characters",)),
+    ({"premise": "a\x00b"}, ("1 with invisible characters",)),
+    ({"premise": "word " * 20000}, ("CB/train: 54 examples, 1 truncated",)),
+    ({"premise": ""}, ()),
+    ({"premise": "one\ntwo\ttabs"}, ()),
+    ({"label": "Neutral"}, ()),
+    ({"idx": "007"}, ()),
+    ({"extra": {"a": None, "b": [None]}}, ()),
+], ids=spell)
+def test_odd_rows_that_are_read(changes, expected, command, capsys, data):
+    replace_row(data / "CB" / "train.jsonl", 6, **changes)
+    handled(command, capsys, *expected, data_dir=data, tasks=["CB"])
+
+
+@pytest.mark.parametrize("task, changes", [
+    ("WiC", {"start1": "0", "end1": "1"}), ("BoolQ", {"label": "true"}), ("BoolQ", {"label": "False"}), ("COPA", {"label": "1"}),
+], ids=spell)
+def test_numbers_and_booleans_as_text_are_read(task, changes, command, capsys, data):
+    replace_row(data / task / "train.jsonl", 6, **changes)
+    handled(command, capsys, data_dir=data, task=task, tasks=[task])
+
+
+@pytest.mark.parametrize("task, changes, expected", [
+    ("CB", {"label": float("nan")}, ("label nan",)), ("CB", {"premise": None}, ("field 'premise' missing",)),
+    ("CB", {"premise": ["a"]}, ("field 'premise': ['a']",)), ("CB", {"premise": True}, ("field 'premise': True",)),
+    ("CB", {"idx": None}, ("field 'idx': None",)), ("CB", {"idx": 1.5}, ("field 'idx': 1.5",)),
+    ("CB", {"idx": True}, ("field 'idx': True",)), ("WSC", {"target": None}, ("field 'span1_index' missing",)),
+    ("WSC", {"target": {"span1_index": None}}, ("field 'span1_index' missing",)),
+    ("WiC", {"start1": 1.5}, ("field 'start1': 1.5", "whole number")), ("WiC", {"start1": -1}, ("fields start1, end1: -1..",)),
+    ("WiC", {"start1": True}, ("field 'start1': True",)), ("BoolQ", {"label": "yes"}, ("label 'yes'",)),
+    ("COPA", {"label": 1.5}, ("label 1.5",)),
+], ids=spell)
+def test_odd_rows_that_are_not(task, changes, expected, command, capsys, data):
+    replace_row(data / task / "train.jsonl", 6, **changes)
+    refused(command, capsys, f"{data}/{task}/train.jsonl:7: ", *expected, task=task, data_dir=data)
+
+
+def rewrite(path, change):
+    path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize("change", [lambda text: text.replace(b"\n", b"\r\n"), lambda text: b"\xef\xbb\xbf" + text,
+                                    lambda text: text.replace(b"\n", b"\n\n"), lambda text: text.rstrip(b"\n")],
+                         ids=("CRLF", "byte-order mark", "empty lines", "no newline at the end"))
+def test_odd_files_that_are_read(change, command, capsys, data):
+    before = handled(command, capsys, data_dir=data, tasks=["CB"], folder="before")
+    rewrite(data / "CB" / "train.jsonl", change)
+    after = handled(command, capsys, data_dir=data, tasks=["CB"])
+    assert [line for line in before.splitlines() if "sha256" in line] == [line for line in after.splitlines() if "sha256" in line]
+
+
+@pytest.mark.parametrize("change, expected", [
+    (lambda text: text.decode().encode("utf-16"), ("train.jsonl:1", "not UTF-8")),
+    (lambda text: text[:-1].replace(b"the", b"th\xe9", 1), ("not UTF-8",)),
+    (lambda text: text[:len(text) // 2], ("not JSON",)), (lambda text: b"PK\x03\x04" + text, ("train.jsonl:1", "not JSON")),
+    (lambda text: b"[" + text.replace(b"\n", b",\n").rstrip(b",\n") + b"]", ("not JSON",)),
+    (lambda text: text.splitlines(True)[0], ("val_dataloader_size", "0 quiz examples")),
+], ids=("UTF-16", "Latin-1", "cut in the middle", "a zip file", "one JSON list", "one example"))
+def test_odd_files_that_are_not(change, expected, command, capsys, data):
+    rewrite(data / "CB" / "train.jsonl", change)
+    refused(command, capsys, *expected, data_dir=data, tasks=["CB"])
+
+
+def test_labels_that_do_not_occur(command, capsys, data):
+    """One class alone in train, two others in dev: it is said, and the run goes on."""
+    rows = read_lines(data / "CB" / "train.jsonl")
+    (data / "CB" / "train.jsonl").write_text("".join(json.dumps({**row, "label": "neutral"}) + "\n" for row in rows))
+    handled(command, capsys, "CB/train: no example with label entailment, contradiction", data_dir=data, tasks=["CB"])
+
+
+def test_paths_do_not_lead_outside(command, capsys, tmp_path, encoders):
+    """A checkpoint whose index names a file elsewhere is refused; no code of a checkpoint runs."""
+    folder = shutil.copytree(encoders["bert"], tmp_path / "outside")
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    names = dict.fromkeys(load_file(tmp_path / "elsewhere.safetensors"), "../elsewhere.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    refused(command, capsys, f"--teacher_model {folder}", "../elsewhere.safetensors", "outside", teacher_model=folder)
+    folder = shutil.copytree(encoders["bert"], tmp_path / "code")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    refused(command, capsys, f"--teacher_model {folder}", teacher_model=folder)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_sizes_that_do_not_fit_are_said_first(command, capsys, monkeypatch):
+    monkeypatch.setattr("run_folder.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("run_folder.available_memory", lambda device: 2000)
+    out = handled(command, capsys, "warning: about", "GiB of disk")
+    assert out.index("GiB of memory") < out.index("teacher: computing") and out.index("GiB of disk") < out.index("teacher: computing")

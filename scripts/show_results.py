@@ -1,10 +1,11 @@
-"""Print finished runs as markdown: their rows with counts and seconds (phases that runs share once), and reward and entropy
-over the episodes.
+"""Print finished runs as markdown: their rows with counts and seconds (phases that runs share once), reward and entropy over the
+episodes, and, where runs differ in the seed alone, mean and standard deviation over seeds.
 
     python scripts/show_results.py RUN_FOLDER [RUN_FOLDER ...]
 """
 import argparse
 import json
+import statistics
 from pathlib import Path
 
 
@@ -12,12 +13,33 @@ def mean(values):
     return sum(values) / len(values)
 
 
+def read_run(folder):
+    """(result.json, the name of what was run, without the seed)."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    protocol = " ".join([result["protocol"], *result["set"]])
+    return result, f"{result['task']} {protocol} {result['loss']} {result['reward']} {result['curriculum']}"
+
+
+def over_seeds(folders):
+    """A line a row of every variant that was run with several seeds: n, correct answers a seed, their mean and standard deviation."""
+    counts = {}
+    for folder in folders:
+        result, variant = read_run(folder)
+        for row, figures in result["rows"].items():
+            if figures["dev"]:
+                counts.setdefault((variant, row), {})[result["seed"]] = figures["dev"]["correct"]
+    for (variant, row), found in counts.items():
+        if len(found) > 1:
+            values = [found[seed] for seed in sorted(found)]
+            yield (f"| {variant} | {row} | {len(values)} | {', '.join(map(str, values))} | {mean(values):.1f} | "
+                   f"{statistics.stdev(values):.1f} |")
+
+
 def rows_of(folder, shown):
     """A line a row of the run: counts, score, when it was best, seconds of its phase. A phase whose identity is in `shown` was
     shown with another run that shares it, and is left out."""
-    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    protocol = " ".join([result["protocol"], *result["set"]])
-    name = f"{result['task']} {protocol} {result['loss']} {result['reward']} {result['curriculum']} seed {result['seed']}"
+    result, variant = read_run(folder)
+    name = f"{variant} seed {result['seed']}"
     for row, figures in result["rows"].items():
         identity = result["phases"].get(row, {}).get("identity")
         if identity is not None and identity in shown:
@@ -63,6 +85,10 @@ def main():
         print("\n| run | episodes | reward, first fifth | last fifth | entropy, first fifth | last fifth | mean dev accuracy |\n"
               "|---|---|---|---|---|---|---|")
         print("\n".join(signals))
+    seeds = list(over_seeds(runs))
+    if seeds:
+        print("\n| run | row | seeds | dev correct, by seed | mean | sd |\n|---|---|---|---|---|---|")
+        print("\n".join(seeds))
 
 
 if __name__ == "__main__":

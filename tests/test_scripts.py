@@ -38,6 +38,10 @@ def test_results_are_printed_as_markdown(command):
     assert code == 0 and [row.split(" | ")[1] for row in rows] == ["teacher", "kd", "meta_teacher", "mpdistil"]
     reward = sum(line["reward"] for line in read_lines(folder / "metrics.jsonl") if line.get("episode") == 1)
     assert f"| 3 | {reward:.4f} |" in done.stdout  # a fifth of three episodes is the first one
+    again = command("CB", num_episodes=3, seed=43, folder="again")[1]
+    done = script(sys.executable, "scripts/show_results.py", str(folder), str(again))
+    counts = [json.loads((path / "result.json").read_text())["rows"]["kd"]["dev"]["correct"] for path in (folder, again)]
+    assert f"| kd | 2 | {counts[0]}, {counts[1]} | {sum(counts) / 2:.1f} | {abs(counts[0] - counts[1]) / 2 ** 0.5:.1f} |" in done.stdout
     done = script(sys.executable, "scripts/show_results.py", str(folder.parent))
     assert done.returncode == 2 and "no result.json found" in done.stderr
 

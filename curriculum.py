@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from data_utils import cut_order, seeded_generator
-from meta_policy import (Training, TrainingError, apply_gradients, backward, explain, figure_table, finish_best, is_finite, make_optimizer,
-                         mean_figures, true_class_probability, weights_are_finite)
+from meta_policy import (Training, TrainingError, apply_gradients, backward, detached, explain, figure_table, finish_best, is_finite,
+                         make_optimizer, mean_figures, true_class_probability, weights_are_finite)
 from models import init_linear, predict, set_training
 from resume import NoSaver, prefixed, random_tensors, restore_random, restore_training, training_tensors, under
 
@@ -262,10 +262,10 @@ class Curriculum:
         if self.settings.credit == "same_step":
             self.credited.append(self.choose())
             self.used.append(self.credited[-1])
-            self.figures.append(self.train_student(self.names[self.used[-1]]))
+            self.figures.append(detached(self.train_student(self.names[self.used[-1]])))
         else:
             self.used.append(self.upcoming)
-            self.figures.append(self.train_student(self.names[self.used[-1]]))
+            self.figures.append(detached(self.train_student(self.names[self.used[-1]])))
             self.upcoming = self.choose()
             self.credited.append(self.upcoming)
         self.rewards.append(self.reward(self.order[len(self.rewards)]))

@@ -168,6 +168,11 @@ def mean_figures(steps, where, learning_rate):
     return dict(zip(steps[0], table.mean(0).tolist()))
 
 
+def detached(figures):
+    """The figures without the graphs that they came from, which would stay in memory until the epoch's end."""
+    return {name: value.detach() for name, value in figures.items()}
+
+
 def figure_table(steps):
     """(steps, figures) float64 on the CPU."""
     return torch.stack([torch.stack([value.detach().double() for value in step.values()]) for step in steps]).cpu()
@@ -212,7 +217,7 @@ class Epochs:
             self.order, self.done = self.draws.batches(len(self.split), settings.batch_size, "order"), []
         set_training(self.module, settings.dropout, self.evaluated)
         while len(self.done) < len(self.order):
-            self.done.append(self.step(self.order[len(self.done)]))
+            self.done.append(detached(self.step(self.order[len(self.done)])))
             if not is_finite(self.done[-1]):
                 break
             bar.update()

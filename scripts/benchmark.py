@@ -12,7 +12,8 @@ Three processes, of which one works at a time, hold the same models and are give
 
 A round is --steps training steps and one evaluation of each process; the first round is dropped, medians of the others count.
 A phase's seconds are extrapolated: median step times number of steps, and likewise evaluations, predictions of test and, once, the
-frozen encoders' outputs. Splits of more than 256 examples are evaluated in part, and the time scaled. The naive run uses
+frozen encoders' outputs. What is written to disk besides (states, artefacts) is not in the figures: result.json of a run says what saving
+states took. Splits of more than 256 examples are evaluated in part, and the time scaled. The naive run uses
 --precision fp32 whatever is asked of ours. The column is the table's eleven rows: teacher, student, kd, two meta-teachers and six runs of
 phase 4, which ours lets run --jobs side by side; the undistilled student is counted as a distilled one.
 """
@@ -53,6 +54,7 @@ from run_folder import StoredOutputs, peak_memory_bytes, resolved  # noqa: E402
 PHASES = ("teacher", "kd", "meta_teacher", "mpdistil")
 SIDES = ("naive", "ours", "bare")
 COLUMN_RUNS = 6  # of phase 4, in the eleven rows: four variants, two without a curriculum
+COLUMN_STARTS = 8  # of the program by scripts/run_superglue.sh: the shared phases with either loss come first
 EVALUATED = 256
 PEAK_FLOPS = {("H100", "bf16"): 989e12, ("H200", "bf16"): 989e12, ("A100", "bf16"): 312e12,  # dense, as the vendor states them
               ("H100", "fp32"): 67e12, ("H200", "fp32"): 67e12, ("A100", "fp32"): 19.5e12}
@@ -191,17 +193,17 @@ class Side:
 
     def open(self, phase):
         """Set the phase up. Returns its counts and, for ours, the seconds of what it computes once."""
-        self.step = self.evaluate = self.ready = self.teacher = None
+        self.step = self.evaluate = self.ready = self.teacher = self.begin = self.end = None
         self.evaluation_scale = 1.0
         args, setting = self.setting.args, self.setting
         train, quiz = self.data["train"], self.data["quiz"]
         once = getattr(self, f"open_{phase}")(train, quiz)
-        seen = next(iter(setting.looked_at.values()))
-        predicted = len(self.data["test"]) / len(seen) if "test" in self.data else 0.0
+        seen = sum(len(split) for split in setting.looked_at.values())
+        predicted = len(self.data["test"]) / seen if "test" in self.data else 0.0
         passes = {"teacher": args.teacher_epochs, "kd": args.epochs, "meta_teacher": args.meta_epochs, "mpdistil": args.num_episodes}[phase]
         per_pass = -(-len(quiz) // args.val_dataloader_size) if phase in ("meta_teacher", "mpdistil") else \
             -(-len(train) // args.train_dataloader_size)
-        return {"steps": passes * per_pass, "evaluations": passes + predicted, "once_s": once or 0.0}
+        return {"steps": passes * per_pass, "passes": passes, "evaluations": passes + predicted, "once_s": once or 0.0}
 
     def selection(self, predict_split, in_part=True):
         """The Selection of a phase, on a part of large splits."""
@@ -353,16 +355,12 @@ class Side:
 
         def step(k):
             name, indices = self.work[k]
-            if k == 0:
-                parts.begin_episode()
             parts.choose()  # for what it costs: every task gets its turn, so that each round has the same mixture
             parts.credited.append(names.index(name))
             parts.train_student(name)
             parts.rewards.append(parts.reward(indices))
-            if k == len(self.work) - 1:
-                parts.end_episode()
 
-        self.ready, self.step = ready, step
+        self.ready, self.step, self.begin, self.end = ready, step, parts.begin_episode, parts.end_episode
         self.evaluate = self.selection(setting.predictor(pair.student)).scores
 
     def length(self):
@@ -371,18 +369,27 @@ class Side:
         return -(-self.steps // tasks) * tasks
 
     def round(self, number):
-        """One round. Returns seconds per step and per evaluation, and tokens per step."""
-        tokens = self.ready(number)
+        """One round. Returns seconds per step, per evaluation and for what an episode does once, and tokens per step."""
+        tokens, around = self.ready(number), 0.0
         synchronize(self.device)
         start = time.perf_counter()
+        if self.begin:
+            self.begin()
+            synchronize(self.device)
+            around, start = time.perf_counter() - start, time.perf_counter()
         for k in range(len(self.work)):
             self.step(k)
         synchronize(self.device)
+        step_s = (time.perf_counter() - start) / len(self.work)
         middle = time.perf_counter()
+        if self.end:
+            self.end()
+            synchronize(self.device)
+            around, middle = around + time.perf_counter() - middle, time.perf_counter()
         if self.evaluate:
             self.evaluate()  # its logits go to the CPU, so that it has ended when it returns
         end = time.perf_counter()
-        return {"step_s": (middle - start) / len(self.work), "evaluation_s": (end - middle) * self.evaluation_scale,
+        return {"step_s": step_s, "once_an_episode_s": around, "evaluation_s": (end - middle) * self.evaluation_scale,
                 "tokens": None if tokens is None else tokens / len(self.work)}
 
     def flops(self):
@@ -398,6 +405,8 @@ class Side:
         watch = Stopwatch(self.device)
         with watch.watching(self.teacher):
             self.ready(0)
+            if self.begin:
+                self.begin()
             with watch.part("other"):
                 for k in range(len(self.work)):
                     self.step(k)
@@ -486,9 +495,13 @@ def measure(processes, beside, phase, rounds, profile):
     step = {side: spread([found["step_s"] for found in seen[side]]) for side in seen}
     evaluation = {side: spread([found["evaluation_s"] for found in seen[side]]) for side in ("naive", "ours")}
     tokens = statistics.median(found["tokens"] for found in seen["bare"])
-    total = {side: counts[side]["steps"] * step[side]["median"] + (
-        counts[side]["evaluations"] * evaluation[side]["median"] + counts[side]["once_s"] if side != "bare" else 0.0)
-        for side in seen}
+    around = {side: statistics.median(found["once_an_episode_s"] for found in seen[side]) for side in seen}
+
+    def seconds(side, step_s, evaluation_s):
+        count = counts[side]
+        return count["steps"] * step_s + count["passes"] * around[side] + count["evaluations"] * evaluation_s + count["once_s"]
+
+    total = {side: seconds(side, step[side]["median"], evaluation[side]["median"] if side in evaluation else 0.0) for side in seen}
     over_bare = [ours["step_s"] / bare["step_s"] for ours, bare in zip(seen["ours"], seen["bare"])]
     entry = {"naive_s": total["naive"], "ours_s": total["ours"], "bare_s": total["bare"], "ratio": total["naive"] / total["ours"],
              "over_bare": statistics.median(over_bare), "over_bare_spread": spread(over_bare), "steps": counts["ours"]["steps"],
@@ -496,18 +509,18 @@ def measure(processes, beside, phase, rounds, profile):
              "evaluation_s": evaluation, "tokens_per_second": {side: tokens / step[side]["median"] for side in step},
              "flops_per_step": processes["bare"].call("flops")}
     if together:
-        alone = entry["steps"] * step["ours"]["median"] + entry["evaluations"] * evaluation["ours"]["median"]
-        each = [max(entry["steps"] * found["step_s"] + entry["evaluations"] * found["evaluation_s"] for found in both) for both in together]
-        entry["side_by_side"] = {"jobs": len(beside), "run_s": spread(each), "speedup": len(beside) * alone / statistics.median(each)}
+        each = [max(seconds("ours", found["step_s"], found["evaluation_s"]) for found in both) for both in together]
+        entry["side_by_side"] = {"jobs": len(beside), "run_s": spread(each),
+                                 "speedup": len(beside) * total["ours"] / statistics.median(each)}
     if profile:
         entry["profile"] = {}
         for side in ("naive", "ours"):
             parts = processes[side].call("profile")
-            seconds = {name: counts[side]["steps"] * value for name, value in parts.items()}
-            seconds["evaluation"] = counts[side]["evaluations"] * evaluation[side]["median"]
-            seconds["frozen outputs, once"] = counts[side]["once_s"]
-            whole = sum(seconds.values())
-            entry["profile"][side] = {name: value / whole for name, value in seconds.items()}
+            parts = {name: counts[side]["steps"] * value for name, value in parts.items()}
+            parts["evaluation"] = counts[side]["evaluations"] * evaluation[side]["median"]
+            parts["frozen outputs, once"] = counts[side]["once_s"]
+            whole = sum(parts.values())
+            entry["profile"][side] = {name: value / whole for name, value in parts.items()}
     return entry
 
 
@@ -558,6 +571,8 @@ def main():
     if min(own.rounds, own.steps, own.jobs) < 1:
         parser.error("--rounds, --steps and --jobs must be at least 1")
     args = parse_arguments(argv)
+    if resolve_protocol(args).phase_order == "alternating":
+        parser.error("--protocol released: phases are measured one after the other; add --set phase_order=sequential")
     if not own.json.parent.is_dir():
         parser.error(f"--json {own.json}: no folder {own.json.parent}")
     threads = torch.get_num_threads()
@@ -573,10 +588,11 @@ def main():
     startup_s = import_seconds() + processes["ours"].setup_s
     run = {side: startup_s + sum(entry[f"{side}_s"] for entry in phases.values()) for side in ("naive", "ours")}
     ours = {phase: entry["ours_s"] for phase, entry in phases.items()}
-    speedup = max(1.0, phases["mpdistil"].get("side_by_side", {}).get("speedup", 1.0))  # no gain: one after the other
+    phase_4 = COLUMN_RUNS * ours["mpdistil"]
+    if own.jobs > 1:  # if that is a gain; the last turn may not be full
+        phase_4 = min(phase_4, -(-COLUMN_RUNS // own.jobs) * phases["mpdistil"]["side_by_side"]["run_s"]["median"])
     undistilled = ours["kd"] - phases["kd"]["once_s"]
-    column = (COLUMN_RUNS * (startup_s + ours["mpdistil"] / speedup) + ours["teacher"] + undistilled + ours["kd"]
-              + 2 * ours["meta_teacher"])
+    column = COLUMN_STARTS * startup_s + ours["teacher"] + undistilled + ours["kd"] + 2 * ours["meta_teacher"] + phase_4
     peak = next((flops for (name, precision), flops in PEAK_FLOPS.items() if torch.cuda.is_available()
                  and name in torch.cuda.get_device_name(0) and precision == args.precision), None)
     for entry in phases.values():

@@ -299,6 +299,15 @@ class Curriculum:
             raise explain(f"phase mpdistil, episode {self.episode + 1}, step {step + 1}: weights after it are not finite at learning rate "
                           f"{self.settings.learning_rate:g}", self.quiz[self.names[self.used[step]]], self.trained[step])
 
+    def check_update(self):
+        """TrainingError if the update at the end of the episode left weights of student or policy that are not finite."""
+        for name, module in (("student", self.student), ("policy", self.policy)):
+            if not weights_are_finite(module):
+                rates = f"{self.settings.learning_rate:g} (student), {self.settings.policy_learning_rate:g} (policy)"
+                raise TrainingError(f"phase mpdistil, episode {self.episode}: weights of the {name} are not finite after the update at its "
+                                    f"end, at learning rates {rates}; the last saved state, from before it, is kept: lower them and use "
+                                    "another --output_dir")
+
     def state(self):
         """(tensors, values) from which load_state goes on at the same step. Only of finite figures and weights."""
         tensors = {**prefixed("student", training_tensors(self.student, self.student_optimizer)),
@@ -327,7 +336,8 @@ class Curriculum:
         if "order" in tensors:
             self.order = cut_order(tensors["order"].numpy(), self.settings.batch_size)
             self.figures = [dict(zip(values["figures"], row)) for row in tensors["figures"].to(self.device)]
-            self.rewards, self.p_before = list(tensors["rewards"].to(self.device)), tensors.get("p_before")
+            self.rewards = list(tensors["rewards"].to(self.device))
+            self.p_before = tensors["p_before"].to(self.device) if "p_before" in tensors else None
             self.used, self.credited, self.upcoming = values["used"], values["credited"], values["upcoming"]
             self.trained = values["trained"]
             if self.settings.state_gradient == "attached":
@@ -372,7 +382,8 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
             figures = parts.means()
             parts.check_weights()
             advantages, log_pis, policy_figures = parts.end_episode()
-            figures |= mean_figures([policy_figures], f"phase mpdistil, episode {episode}", settings.policy_learning_rate)
+            parts.check_update()
+            figures |= mean_figures([policy_figures], f"phase mpdistil, episode {episode}, policy", settings.policy_learning_rate)
             scores = selection.scores()
             chosen, rewards = selection.main(scores), torch.stack(parts.rewards)
             improved = best.offer(chosen, episode, scores, student, selection.answers)

@@ -10,13 +10,14 @@ import copy
 import functools
 import shutil
 import sys
-from contextlib import contextmanager
 from dataclasses import asdict
 
 from arguments import loss_name, parse_arguments
 
 if __name__ == "__main__":
     parsed = parse_arguments()  # before torch and transformers, whose seconds --help and a mistyped flag need not wait for
+
+from safetensors import SafetensorError  # noqa: E402
 
 from curriculum import CurriculumTraining, Policy, train_curriculum  # noqa: E402
 from data_utils import Draws, InputError, check_selection, curriculum_tasks, find_task, load_data, protocol_task  # noqa: E402
@@ -35,13 +36,15 @@ def run(args):
     protocol = resolve_protocol(args)
     args.protocol_choices = asdict(protocol)
     setting = Setting(args, protocol)
-    finished = finished_result(args, setting.summary)
-    if finished:
-        shutil.rmtree(args.output_dir / STATE_FOLDER, ignore_errors=True)  # of a run that was ended right after its result
-        print(f"{args.output_dir} holds this run, finished; nothing to do")
-        say_result(finished, args.output_dir, print)
-        return 0
-    with setting.open_folders():
+    with setting.locked():
+        finished = finished_result(args, setting.summary)
+        if finished and not args.fresh:
+            if args.stop_after is None:
+                shutil.rmtree(args.output_dir / STATE_FOLDER, ignore_errors=True)  # of a run that was ended right after its result
+            print(f"{args.output_dir} holds this run, finished; nothing to do")
+            say_result(finished, args.output_dir, print)
+            return 0
+        setting.open_folders(again=finished is not None)
         return four_phases(setting)
 
 
@@ -86,20 +89,25 @@ class Setting:
                         **{f"{name}/quiz": split.summary() for name, split in self.quiz.items()},
                         "teacher_model": self.checkpoints.teacher_sha256, "student_model": self.checkpoints.student_sha256}
 
-    @contextmanager
-    def open_folders(self):
-        """From here on the run writes, and no other process does in its folder."""
-        drawn = self.checkpoints.check_weights(self.args.nlayers)
-        folder = self.args.output_dir.absolute()
+    def locked(self):
+        """No other process works in the run's folder."""
+        folder = self.args.output_dir.resolve()
         check_folder(folder.parent, "--output_dir")
-        if not self.args.fresh:  # else they lie in the run's own folder
-            check_folder(self.args.phase_dir, "--phase_dir")
-        with lock(folder.with_name(f".{folder.name}.lock"), busy=f"--output_dir {self.args.output_dir}: another process is at work on this "
-                  "run; wait for it, or give another folder"):
-            self.log = RunFolder(self.args, self.task, self.data, self.quiz, self.checkpoints, drawn, self.summary)
-            self.store = PhaseStore(self.args.phase_dir, self.log)
-            say_needs(self.args, self.checkpoints, self.data["train"], self.device, self.log.say)
-            yield
+        return lock(folder.with_name(f".{folder.name}.lock"), busy=f"--output_dir {self.args.output_dir}: another process is at work on "
+                    "this run; wait for it, or give another folder")
+
+    def open_folders(self, again):
+        """From here on the run writes. again: it was finished, and --fresh asks for it anew."""
+        args = self.args
+        drawn = self.checkpoints.check_weights(args.nlayers)
+        if again:
+            for path in (args.phase_dir, args.output_dir / STATE_FOLDER):
+                shutil.rmtree(path, ignore_errors=True)
+        if not args.fresh:  # else phases lie in the run's own folder
+            check_folder(args.phase_dir, "--phase_dir")
+        self.log = RunFolder(args, self.device, self.task, self.data, self.quiz, self.checkpoints, drawn, self.summary)
+        self.store = PhaseStore(args.phase_dir, self.log)
+        say_needs(args, self.checkpoints, self.data["train"], self.device, self.log.say)
 
     def training(self, kind, epochs, batch_size, learning_rate, **more):
         """The settings of a phase: a dataclass `kind`, whose fields are all that the phase may read."""
@@ -272,7 +280,10 @@ def main(args):
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except OSError as error:
+    except KeyboardInterrupt:
+        print("error: stopped by a second SIGINT; the same command goes on from the last saved state", file=sys.stderr)
+        return 130
+    except (OSError, SafetensorError) as error:  # the second: how safetensors says that the disk is full
         print(f"error: {error}; what was saved before is whole: mend the cause and give the same command again", file=sys.stderr)
         return 1
 

@@ -424,11 +424,12 @@ class FrozenEncoder:
         return len(split) * split.task.rows, 1 + layers, self.encoder.pooler_weight.shape[0]
 
     @torch.no_grad()
-    def fill(self, table, split):
+    def fill(self, table, split, before_batch=lambda: None):
         """Run the encoder over the split and write what it gives into the table."""
         layers = table.shape[1] - 1
         self.encoder.eval()
         for indices in batches_by_length(split, self.batch_size):
+            before_batch()
             pooled, states = self.encoder(split.batch(indices, self.device), layers > 0)
             rows = torch.from_numpy(split.rows(indices)).to(table.device)
             table[rows, 0] = pooled.to(table.device)

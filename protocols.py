@@ -15,7 +15,7 @@ def choice(paper, released, row):
 
 @dataclass(frozen=True)
 class Protocol:
-    """A named choice per difference. Each is read at one place, named behind it."""
+    """A named choice per difference, and behind it where it is read."""
     copa_input: str = choice("both_choices", "first_choice", 1)                     # data_utils.protocol_task
     wic_input: str = choice("both_sentences", "first_sentence", 2)                  # data_utils.protocol_task
     wsc_input: str = choice("marked", "span_index", 3)                              # data_utils.protocol_task
@@ -24,16 +24,16 @@ class Protocol:
     padding: str = choice("longest", "max_length", 6)                               # data_utils.encode_split
     dropout: str = choice("training", "until_first_evaluation", 8)                  # models.set_training
     weight_decay_on: str = choice("matrices", "everything", 9)                      # meta_policy.make_optimizer
-    phase_order: str = choice("sequential", "alternating", 11)                      # main_superglue.run
-    student_update: str = choice("each_step", "each_episode", 12)                   # curriculum.train_curriculum
-    reward_weights: str = choice("after_update", "before_episode", 13)              # curriculum.train_curriculum
-    state_gradient: str = choice("detached", "attached", 14)                        # curriculum.train_curriculum
-    credit: str = choice("same_step", "next_step", 15)                              # curriculum.train_curriculum
+    phase_order: str = choice("sequential", "alternating", 11)                      # main_superglue.Pair
+    student_update: str = choice("each_step", "each_episode", 12)                   # curriculum.Curriculum
+    reward_weights: str = choice("after_update", "before_episode", 13)              # curriculum.Curriculum
+    state_gradient: str = choice("detached", "attached", 14)                        # curriculum.Curriculum
+    credit: str = choice("same_step", "next_step", 15)                              # curriculum.Curriculum
     discount_from: str = choice("each_step", "episode_start", 16)                   # curriculum.advantages_of
     quiz_batches: str = choice("redrawn", "fixed", 17)                              # curriculum.QuizBatches
     selection: str = choice("main_metric", "f1_or_accuracy", 18)                    # meta_policy.Selection, metrics.Best
     data_order: str = choice("own_generators", "global_generator", 19)              # data_utils.Draws
-    zero_grad: str = choice("none", "zeros", 20)                                    # meta_policy.forget_gradients
+    zero_grad: str = choice("none", "zeros", 20)                                    # meta_policy.apply_gradients
     reward_precision: str = choice("own", "float32", 21)                            # curriculum.REWARDS
 
 

@@ -82,11 +82,29 @@ def write_json(path, content):
 
 
 def read_json(path, way_out):
-    """The content of a JSON file of ours; InputError if it was damaged."""
+    """The JSON object in a file of ours; InputError if it is none."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); expected the JSON that a run wrote; {way_out}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: {type(content).__name__} found, expected the JSON object that a run wrote; {way_out}")
+    return content
+
+
+def write_record(path, content):
+    """write_json of a JSON object with a checksum of itself."""
+    content = json.loads(json.dumps(content, default=str))
+    write_json(path, {**content, "checksum": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()})
+
+
+def read_record(path, way_out):
+    """What write_record wrote; InputError if it was altered."""
+    content = read_json(path, way_out)
+    found = content.pop("checksum", None)
+    if found != hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest():
+        raise InputError(f"{path}: not what a run wrote (its checksum differs); {way_out}")
+    return content
 
 
 def checksum(path):
@@ -186,7 +204,7 @@ class Saver:
 
     def __init__(self, folder, identity, seconds, say):
         self.folder, self.identity, self.seconds, self.say = Path(folder), identity, seconds, say
-        self.began = self.last = time.perf_counter()
+        self.began = self.last = None
         self.cost, self.saves, self.number = 0.0, 0, 0
 
     def newest(self):
@@ -194,29 +212,30 @@ class Saver:
         return max(self.folder.glob("state-*.json"), key=lambda path: int(path.stem.split("-")[1]), default=None)
 
     def values(self):
-        """What the newest state says, without its tensors; None if there is none of this identity."""
+        """What the newest state says, without its tensors; None if there is none of this identity. InputError if it is damaged."""
         path = self.newest()
         if path is None:
             return None
-        record = read_json(path, f"remove {self.folder} to begin this phase again")
+        record = read_record(path, f"remove {self.folder} to begin this phase again")
         if record["identity"] != self.identity:
-            self.say(f"{self.folder}: the state there is of other code, versions or settings: this phase begins again")
+            self.say(f"{self.folder}: the state there is of other code, versions, settings or devices: this phase begins again")
             self.clear()
             return None
+        tensors = path.with_suffix(".safetensors")
+        if not tensors.is_file() or checksum(tensors) != record["sha256"]:
+            raise InputError(f"{tensors}: not the bytes that were saved (sha256); remove {self.folder} to begin this phase again")
         return record["values"]
 
     def load(self):
-        """(tensors, values) of the newest state, or None. InputError if it is damaged."""
+        """(tensors, values) of the newest state, or None. From here on the phase is at work. InputError if it is damaged."""
+        self.began = self.last = time.perf_counter()
         values = self.values()
         if values is None:
             return None
         path = self.newest()
         self.number = int(path.stem.split("-")[1])
-        record, tensors = read_json(path, f"remove {self.folder}"), path.with_suffix(".safetensors")
-        if not tensors.is_file() or checksum(tensors) != record["sha256"]:
-            raise InputError(f"{tensors}: not the bytes that were saved (sha256); remove {self.folder} to begin this phase again")
         self.say(f"going on from {path}")
-        return load_file(tensors), values
+        return load_file(path.with_suffix(".safetensors")), values
 
     def consider(self, collect, at_end=False):
         """Save collect() = (tensors, values) if it is time, and end the run if a signal asked for it."""
@@ -245,7 +264,7 @@ class Saver:
         sync(part)
         record = {"identity": self.identity, "sha256": checksum(part), "values": values}
         os.replace(part, path)
-        write_json(path.with_suffix(".json"), record)
+        write_record(path.with_suffix(".json"), record)
         sync(self.folder)
         for old in self.folder.iterdir():
             if old.stem != path.stem:
@@ -259,11 +278,8 @@ class Saver:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-class NoSaver(Saver):
+class NoSaver:
     """Saves nothing: for loops that are not part of a run."""
-
-    def __init__(self):
-        super().__init__("", "", 0.0, None)
 
     def load(self):
         return None

@@ -29,7 +29,8 @@ from arguments import NOT_PART_OF_THE_RUN, PHASES, loss_name
 from data_utils import InputError
 from metrics import score, write_predictions
 from models import FrozenEncoder, count_weights, save_model
-from resume import Saver, checksum, checksums, lock, publish, read_json, stop_if_asked, sync, write_json
+from resume import (Saver, checksum, checksums, lock, publish, read_json, read_record, stop_if_asked, sync, write_json,
+                    write_record)
 
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scikit-learn", "safetensors")
 HERE = Path(data_utils.__file__).parent
@@ -50,8 +51,8 @@ def finished_result(args, data=None):
     """The result of a finished run in --output_dir with these arguments, or None if there is something left to do.
     InputError if the folder holds another run, or something else. data: also compare the summary of data and checkpoints."""
     folder = args.output_dir
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return None
+    if not folder.exists() or (folder.is_dir() and all(".part" in path.name for path in folder.iterdir())):
+        return None  # or a run that was ended while it wrote its first file
     if not (folder / "args.json").is_file():
         raise InputError(f"--output_dir {folder}: it exists and is no run folder (no args.json); give another one")
     way_out = f"--output_dir {folder}: give another folder, or remove this one"
@@ -67,9 +68,9 @@ def finished_result(args, data=None):
         if changed:
             raise InputError(f"--output_dir {folder}: the run there was made from other data or encoders ({', '.join(changed)} changed); "
                              "give another folder")
-    if not (folder / "result.json").is_file() or args.fresh:
+    if not (folder / "result.json").is_file():
         return None
-    result = read_json(folder / "result.json", way_out)
+    result = read_record(folder / "result.json", way_out)
     order = (*PHASES, None)  # None: the whole run
     return result if order.index(result["stopped_after"]) >= order.index(args.stop_after) else None
 
@@ -140,32 +141,39 @@ class ScreenHandler(logging.Handler):
         sys.stdout.flush()
 
 
+class StrictFileHandler(logging.FileHandler):
+    """Raises what keeps it from writing (a full disk), instead of printing it and going on."""
+
+    def handleError(self, record):
+        raise
+
+
 class RunFolder:
     """Opens --output_dir and writes what happens into it: log.txt, metrics.jsonl, trajectories.jsonl; result.json last. Where a state
     of phase 4 is found, both .jsonl files are cut back to what they held when it was saved, and go on from there."""
 
-    def __init__(self, args, task, data, quiz, checkpoints, drawn, data_summary):
+    def __init__(self, args, device, task, data, quiz, checkpoints, drawn, data_summary):
         self.args, self.task, self.data, self.path, self.data_summary = args, task, data, args.output_dir, data_summary
         self.rows, self.seconds, self.lines, self.told, self.savers = {}, {}, {}, set(), []
         self.current, self.written = None, {}  # the phase whose lines are being written, and how many of each are
         self.tracker = open_tracker(args)
         self.path.mkdir(parents=True, exist_ok=True)
+        for left in self.path.glob("*.part*"):  # by a process that was ended while it wrote
+            left.unlink()
         write_json(self.path / "args.json", resolved(args))
         write_json(self.path / "environment.json", environment())
         write_json(self.path / "data.json", self.data_summary)
         self.logger = logging.getLogger("mpdistil")
         self.logger.setLevel(logging.DEBUG)
         self.logger.propagate = False
-        screen, file = ScreenHandler(logging.INFO), logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        screen, file = ScreenHandler(logging.INFO), StrictFileHandler(self.path / "log.txt", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self.logger.handlers = [screen, file]
-        if args.fresh and (self.path / "result.json").is_file():  # asked for again: nothing of the last time is used
-            shutil.rmtree(args.phase_dir, ignore_errors=True)
-            shutil.rmtree(self.path / STATE_FOLDER, ignore_errors=True)
-        (self.path / "result.json").unlink(missing_ok=True)
         settings = {name: value for name, value in resolved(args).items() if name not in NOT_PART_OF_THE_RUN}
-        self.saver = self.new_saver(self.path / STATE_FOLDER, identity_of({"settings": settings, "data": data_summary}, *ALL_MODULES)[0])
+        self.saver = self.new_saver(self.path / STATE_FOLDER, identity_of(
+            {"settings": settings, "data": data_summary, "device": device.type, "fresh": args.fresh}, *ALL_MODULES)[0])
         values = self.saver.values()
+        (self.path / "result.json").unlink(missing_ok=True)
         self.going_on = values is not None
         self.metrics, self.trajectories = (self.open_lines(name, values and values["log"][name]) for name in ("metrics", "trajectories"))
         self.say(f"main task {task.name}; curriculum tasks found in {args.data_dir}: {', '.join(quiz)}")
@@ -313,8 +321,9 @@ class RunFolder:
         write_json(self.path / "models" / "phases.json", phases)
         for path in self.path.rglob("*"):
             sync(path)
-        write_json(self.path / "result.json", result)
-        self.saver.clear()
+        write_record(self.path / "result.json", result)
+        if args.stop_after is None:
+            self.saver.clear()
         say_result(result, self.path, self.say)
         return 0
 
@@ -338,32 +347,38 @@ def say_result(result, folder, say):
 
 
 def open_tracker(args):
-    """A function (figures, step) that sends figures to --report_to; None by default."""
+    """A function (figures, step) that sends figures to --report_to, which it opens at the first; None by default. A run that goes
+    on from a state sends again what came after it."""
     if args.report_to == "none":
         return None
     try:
         if args.report_to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
-            writer = SummaryWriter(args.output_dir / "tensorboard")
-
-            def send(figures, step):
-                for name, value in figures.items():
-                    writer.add_scalar(name, value, step)
-                writer.flush()
-            return send
-        import wandb
+        else:
+            import wandb
     except ImportError as error:
         raise InputError(f"--report_to {args.report_to}: not installed ({error}); pip install {args.report_to}, or leave the flag "
                          "out") from None
-    run = wandb.init(project="mpdistil", name=str(args.output_dir), config=resolved(args), dir=str(args.output_dir.parent))
-    counters = {}
+    opened, axes = {}, set()
 
-    def send(figures, step):  # wandb has one step counter for the run: each phase brings its own axis
+    def send_to_tensorboard(figures, step):
+        if "writer" not in opened:
+            opened["writer"] = SummaryWriter(args.output_dir / "tensorboard")
+        for name, value in figures.items():
+            opened["writer"].add_scalar(name, value, step)
+        opened["writer"].flush()
+
+    def send_to_wandb(figures, step):  # wandb has one step counter for the run: each phase brings its own axis
+        if "run" not in opened:
+            opened["run"] = wandb.init(project="mpdistil", name=str(args.output_dir), config=resolved(args),
+                                       dir=str(args.output_dir.parent))
         phase = next(iter(figures)).split("/")[0]
-        if phase not in counters:
-            counters[phase] = run.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
-        run.log({**figures, f"{phase}/step": step})
-    return send
+        if phase not in axes:
+            axes.add(phase)
+            opened["run"].define_metric(f"{phase}/*", step_metric=f"{phase}/step")
+        opened["run"].log({**figures, f"{phase}/step": step})
+
+    return send_to_tensorboard if args.report_to == "tensorboard" else send_to_wandb
 
 
 # --- phases that runs share ----------------------------------------------------------------------------------------------
@@ -434,7 +449,7 @@ class PhaseStore:
         """run, while no other process works on this phase."""
         reused, saver, self.log.current = (folder / "phase.json").is_file(), self.saver(folder), name
         if reused:
-            record = read_json(folder / "phase.json", f"remove {folder}")
+            record = read_record(folder / "phase.json", f"remove {folder}")
             if record["depends_on"] != depends:
                 raise InputError(f"--phase_dir: {folder}/phase.json does not describe the phase that its name says; remove that folder")
             for file, expected in record["files"].items():
@@ -467,16 +482,16 @@ class PhaseStore:
         (part / "metrics.jsonl").write_text("".join(self.log.lines[record["phase"]]), encoding="utf-8")
         (part / "predictions").mkdir()
         for name, numbers in answers.items():
-            write_json(part / "predictions" / split_file(self.log.data[name], ".json"), numbers)
-        write_json(part / "phase.json", {**record, "files": checksums(part)})
+            write_record(part / "predictions" / split_file(self.log.data[name], ".json"), {"answers": numbers})
+        write_record(part / "phase.json", {**record, "files": checksums(part)})
         publish(part, folder)
 
     def predictions(self, phase, split, predict):
         """Class numbers that the phase's model gives a split: from the artefact, or predicted now and kept there."""
         path = phase.folder / "predictions" / split_file(split, ".json")
         if not path.is_file():
-            write_json(path, predict(split).argmax(-1).tolist())
-        return json.loads(path.read_text(encoding="utf-8"))
+            write_record(path, {"answers": predict(split).argmax(-1).tolist()})
+        return read_record(path, f"remove {path}")["answers"]
 
 
 class StoredOutputs(FrozenEncoder):
@@ -499,7 +514,6 @@ class StoredOutputs(FrozenEncoder):
                 self.encoder = self.encoder_of() if missing else None
                 for split, layers in missing:
                     self.write(split, layers)
-                    stop_if_asked()
                 self.encoder = None
         for split, layers in wanted:
             made = "run" if (split, layers) in missing else "not needed, outputs read"
@@ -517,7 +531,7 @@ class StoredOutputs(FrozenEncoder):
     def find(self, split, layers):
         """The file that has at least these layers of the split; None if there is none. InputError if it was altered."""
         for path in sorted(self.folder.glob(split_file(split, "-*.npy"))):
-            said = read_json(path.with_suffix(".json"), f"remove {self.folder}")
+            said = read_record(path.with_suffix(".json"), f"remove {self.folder}")
             if said["layers"] < layers:
                 continue
             if checksum(path) != said["sha256"]:
@@ -530,8 +544,11 @@ class StoredOutputs(FrozenEncoder):
         part = path.with_suffix(".part")
         dtype = torch.empty(0, dtype=self.encoder.pooler_weight.dtype).numpy().dtype
         mapped = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=self.shape(split, layers))
-        self.fill(torch.from_numpy(mapped), split)
+        if hasattr(os, "posix_fallocate"):  # a disk that is full says so here, not by a bus error in the middle
+            with open(part, "rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+        self.fill(torch.from_numpy(mapped), split, stop_if_asked)
         mapped.flush()
         sync(part)
-        write_json(path.with_suffix(".json"), {"layers": layers, "sha256": checksum(part)})
+        write_record(path.with_suffix(".json"), {"layers": layers, "sha256": checksum(part)})
         os.replace(part, path)

@@ -2,9 +2,10 @@
 
     python scripts/kill_test.py --kills 40 --work DIR --task CB --data_dir D --teacher_model M [flags of main_superglue.py ...]
 
-Each process is killed (SIGKILL) up to --longest seconds after it has begun to work, at a moment drawn from --kill_seed. A run
-that is done before all kills were made is begun again in another folder. Compared are all weight files, predictions, the rows of
-result.json, metrics.jsonl and trajectories.jsonl (seconds left out). Exit code 1 if anything differs.
+Each process is killed (SIGKILL) up to --longest seconds after it has begun to work, at a moment drawn from --kill_seed; every fifth up
+to twice that after its start, work or not. A run that is done before all kills were made is begun again in another folder.
+Compared are all weight files, predictions, the rows of result.json, metrics.jsonl and trajectories.jsonl (seconds left out). Exit
+code 1 if anything differs.
 """
 import argparse
 import json
@@ -33,14 +34,21 @@ def run_to_the_end(folder, flags):
         sys.exit(f"error: the command ended with code {code}: {folder.with_suffix('.log')}")
 
 
-def kill_once(folder, flags, seconds):
-    """Start the command and kill it some seconds after it has begun to work. Returns the phase that it was in and whether a file
-    was being written, or None if it was done before."""
-    log_file = folder.with_suffix(".log")
+def halves(folder):
+    """Files that are not whole yet, with the time of their last change."""
+    return {(str(path), path.stat().st_mtime_ns) for path in folder.rglob("*")
+            if path.is_file() and (".part" in str(path.relative_to(folder)) or path.name.startswith("part")
+                                   or (path.name.startswith("state-") and not path.with_suffix(".json").exists()))}
+
+
+def kill_once(folder, flags, seconds, from_start):
+    """Start the command and kill it some seconds after it has begun to work, or after its start. Returns the phase that it was in
+    and whether a file was being written, or None if it was done before."""
+    log_file, left = folder.with_suffix(".log"), halves(folder)
     with open(log_file, "a", encoding="utf-8") as log:
         before = log_file.stat().st_size
         process = start(folder, flags, log)
-        while process.poll() is None and log_file.stat().st_size == before:
+        while not from_start and process.poll() is None and log_file.stat().st_size == before:
             time.sleep(0.01)
         try:
             code = process.wait(seconds)
@@ -51,11 +59,9 @@ def kill_once(folder, flags, seconds):
         return None
     if code != -signal.SIGKILL:
         sys.exit(f"error: the command ended with code {code}: {log_file}")
-    finished = {path.parent.name.split("-")[0] for path in (folder / "phases").glob("*/phase.json")}
+    finished = {path.parent.name.split("-")[0] for path in (folder / "phases").glob("*/phase.json") if ".part" not in path.parent.name}
     phase = next((name for name in ("teacher", "kd", "meta_teacher") if name not in finished), "mpdistil")
-    halves = [path for path in folder.rglob("*") if "part" in path.name or path.name.endswith(".tmp")]
-    states = [path for path in folder.rglob("state-*.safetensors") if not path.with_suffix(".json").exists()]
-    return phase, bool(halves or states)
+    return "start" if log_file.stat().st_size == before else phase, bool(halves(folder) - left)
 
 
 def content(folder):
@@ -91,7 +97,11 @@ def main():
         folder = own.work / f"killed{number}"
         number += 1
         left = own.kills - sum(kills.values())
-        while left > 0 and (hit := kill_once(folder, flags, moments.uniform(0, own.longest))):
+        while left > 0:
+            from_start = sum(kills.values()) % 5 == 4
+            hit = kill_once(folder, flags, moments.uniform(0, own.longest * (2 if from_start else 1)), from_start)
+            if hit is None:
+                break
             kills[hit[0]] += 1
             within += hit[1]
             left -= 1

@@ -70,7 +70,8 @@ def build_parser():
           ("--train_dataloader_size", dict(type=COUNT, default=8, help="batch size on train (phases 1 and 2)")),
           ("--val_dataloader_size", dict(type=COUNT, default=8, help="batch size on quiz (phases 3 and 4); an episode "
                                          "has as many steps as the main task has quiz batches")),
-          ("--eval_batch_size", dict(type=COUNT, default=64, help="batch size wherever nothing is trained")))
+          ("--eval_batch_size", dict(type=COUNT, help="batch size wherever nothing is trained (default: 16 on a CPU, whose caches "
+                                   "larger ones overflow, 128 on a GPU)")))
     group("models",
           ("--teacher_model", dict(default="bert-base-uncased", help="pre-trained encoder of the teacher T: folder or hub id")),
           ("--student_model", dict(help="pre-trained encoder that the student S is cut from (default: the teacher's)")),

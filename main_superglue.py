@@ -23,8 +23,8 @@ from curriculum import CurriculumTraining, Policy, train_curriculum  # noqa: E40
 from data_utils import Draws, InputError, check_selection, curriculum_tasks, find_task, load_data, protocol_task  # noqa: E402
 from meta_policy import (Distillation, MetaTraining, Selection, Training, TrainingError, alternate_phases, distill_student,  # noqa: E402
                          distillation_epochs, meta_teacher_epochs, train_meta_teacher, train_teacher)
-from models import (FrozenEncoder, Heads, load_encoder, load_heads, load_model, load_weights, open_checkpoints, predict,  # noqa: E402
-                    predict_heads, resolve_device, save_heads, save_model)
+from models import (EVAL_BATCH_SIZES, FrozenEncoder, Heads, keep_freed_memory, load_encoder, load_heads, load_model,  # noqa: E402
+                    load_weights, open_checkpoints, predict, predict_heads, resolve_device, save_heads, save_model)
 from protocols import resolve_protocol  # noqa: E402
 from resume import Stopped, lock, stopping_on_signals  # noqa: E402
 from run_folder import (STATE_FOLDER, PhaseStore, RunFolder, StoredOutputs, check_folder, finished_result,  # noqa: E402
@@ -80,6 +80,9 @@ class Setting:
         args.task, args.tasks = self.task.name, [task.name for task in self.tasks]
         finished_result(args)  # refuses a folder of another run, before anything is read
         self.device, self.bf16 = resolve_device(args.device, args.precision), args.precision == "bf16"
+        self.eval_batch_size = args.eval_batch_size or EVAL_BATCH_SIZES[self.device.type]
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.checkpoints = open_checkpoints(args)
         self.data, self.quiz = load_data(args, self.task, self.tasks, self.checkpoints.tokenizer, protocol)
         check_selection(args.select_on, self.data)
@@ -114,7 +117,7 @@ class Setting:
         args = self.args
         more |= {name: value for name, value in args.protocol_choices.items() if name in kind.__dataclass_fields__}
         return kind(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=args.weight_decay,
-                    max_grad_norm=args.max_grad_norm, seed=args.seed, select_on=args.select_on, eval_batch_size=args.eval_batch_size,
+                    max_grad_norm=args.max_grad_norm, seed=args.seed, select_on=args.select_on, eval_batch_size=self.eval_batch_size,
                     device=self.device.type, precision=args.precision, **more)
 
     def inputs(self, *splits, **others):
@@ -128,10 +131,10 @@ class Setting:
         return Draws(self.args.seed, phase, self.protocol.data_order)
 
     def predictor(self, model):
-        return lambda split: predict(model, split, self.args.eval_batch_size, self.device)
+        return lambda split: predict(model, split, self.eval_batch_size, self.device)
 
     def stored_outputs(self, phase, encoder_of):
-        return StoredOutputs(phase, encoder_of, self.args.eval_batch_size, self.device, self.log.say)
+        return StoredOutputs(phase, encoder_of, self.eval_batch_size, self.device, self.log.say)
 
     def new_teacher(self):
         """The pre-trained checkpoint, with new heads."""
@@ -184,7 +187,7 @@ class Pair:
         self.meta_teacher.load_state_dict(self.teacher_heads.state_dict())
         kd = distillation_epochs("kd", self.student, self.meta_teacher, self.teacher_outputs, setting.data["train"], self.kd_settings,
                                  setting.selection(setting.predictor(self.student)), setting.draws("kd"), setting.log)
-        moving = FrozenEncoder(self.student.encoder, setting.args.eval_batch_size, setting.device)  # between an epoch and the next
+        moving = FrozenEncoder(self.student.encoder, setting.eval_batch_size, setting.device)  # between an epoch and the next
         meta_teacher = meta_teacher_epochs(self.meta_teacher, self.teacher_outputs, moving, setting.data["quiz"],
                                            self.meta_settings, setting.selection(self.predict_meta_teacher),
                                            setting.draws("meta_teacher"), setting.log, student_moves=True)

@@ -1,4 +1,5 @@
 """Encoders with heads: teacher, student, meta-teacher heads; how they are loaded, cut, saved, and a frozen encoder's outputs."""
+import ctypes
 import hashlib
 import inspect
 import json
@@ -21,6 +22,7 @@ transformers_logging.disable_progress_bar()
 CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 HEAD_DROPOUT = 0.1
 HEADS_FILE = "heads.safetensors"
+EVAL_BATCH_SIZES = {"cpu": 16, "cuda": 128}
 
 
 def resolve_device(device, precision):
@@ -36,6 +38,17 @@ def resolve_device(device, precision):
         print("warning: --precision bf16: this CPU has no bfloat16 instructions, and is several times slower with it than with "
               "--precision fp32", file=sys.stderr)
     return torch.device(device)
+
+
+def keep_freed_memory():
+    """Have glibc keep large blocks that are freed: else it returns them to the system, and every training step faults the embeddings'
+    gradients in again, page by page. Changes no result; does nothing with another C library."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(-3, 1 << 30)       # M_MMAP_THRESHOLD, bytes
+    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD, bytes
 
 
 def cpu_has_bf16():

@@ -204,7 +204,7 @@ class Saver:
 
     def __init__(self, folder, identity, seconds, say):
         self.folder, self.identity, self.seconds, self.say = Path(folder), identity, seconds, say
-        self.began = self.last = None
+        self.began = self.last = time.perf_counter()
         self.cost, self.saves, self.number = 0.0, 0, 0
 
     def newest(self):

@@ -40,6 +40,7 @@ from torch.nn import functional as F  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import curriculum  # noqa: E402
+import main_superglue  # noqa: E402
 import meta_policy  # noqa: E402
 from arguments import parse_arguments  # noqa: E402
 from curriculum import Curriculum, Policy, QuizBatches  # noqa: E402
@@ -182,6 +183,8 @@ class Side:
         self.kind, self.steps, self.folder = kind, steps, Path(folder)
         more = ["--eval_batch_size", "8", "--precision", "fp32", "--set", "padding=max_length"] if kind == "naive" else []
         args = parse_arguments([*argv, *more, "--output_dir", str(self.folder / "run")])
+        if kind == "naive":
+            main_superglue.keep_freed_memory = lambda: None
         self.setting = Setting(args, resolve_protocol(args))
         args.protocol_choices = asdict(self.setting.protocol)
         self.setting.log = Quiet()
@@ -250,7 +253,7 @@ class Side:
         self.teacher = teacher.encoder
         if self.kind == "naive":
             return teacher.heads, RunningEncoder(teacher.encoder, 8, self.device), lambda *wanted: 0.0
-        stored = StoredOutputs(SimpleNamespace(folder=self.folder), lambda: teacher.encoder, self.setting.args.eval_batch_size,
+        stored = StoredOutputs(SimpleNamespace(folder=self.folder), lambda: teacher.encoder, self.setting.eval_batch_size,
                                self.device, lambda text: None)
         self.folder.mkdir(exist_ok=True)
 
@@ -290,7 +293,8 @@ class Side:
         if self.kind == "bare":
             return self.open_bare_head(pair, quiz)
         once = prepare(*((self.data[name], 0) for name in ("quiz", "dev", "test") if name in self.data))
-        student = (RunningEncoder if self.kind == "naive" else FrozenEncoder)(pair.student.encoder, args.eval_batch_size, self.device)
+        student = (RunningEncoder if self.kind == "naive" else FrozenEncoder)(pair.student.encoder, self.setting.eval_batch_size,
+                                                                             self.device)
         start = time.perf_counter()
         if self.kind == "ours":
             student.outputs(quiz)

@@ -4,6 +4,7 @@ A phase's artefact is named by its identity, a hash over all that its result dep
 written to a new name and renamed when whole, so that what stands under its final name is complete.
 """
 import ast
+import functools
 import hashlib
 import json
 import logging
@@ -383,6 +384,7 @@ def open_tracker(args):
 
 # --- phases that runs share ----------------------------------------------------------------------------------------------
 
+@functools.cache
 def code_checksum(*modules):
     """sha256 over the syntax trees of the project's modules without docstrings, so that a comment changes nothing and an
     edited loss is never served from an older artefact."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The test suite in an environment of its own (.venv-test). Arguments go to pytest.
+# The test suite in an environment of its own (.venv-test), on two cores. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
 environment .venv-test requirements.txt tests/requirements.txt
-HF_HUB_OFFLINE=1 exec python -m pytest "$@"
+HF_HUB_OFFLINE=1 exec python -m pytest -n 2 "$@"

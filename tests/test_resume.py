@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
@@ -144,6 +146,50 @@ def test_other_arguments_for_a_run_that_was_ended(command, monkeypatch, capsys):
     capsys.readouterr()
     code, folder = command(**{**SMALL, "num_episodes": 4})
     assert code == 2 and "--num_episodes 3 there, 4 now" in capsys.readouterr().err
+
+
+def test_stopping_earlier_does_not_lose_the_state_of_phase_4(command, monkeypatch, capsys):
+    folder = stop_in_phase_4(command, monkeypatch)
+    assert command(**SMALL, stop_after="kd")[0] == 0 and list((folder / "state").glob("state-*"))
+    capsys.readouterr()
+    assert command(**SMALL)[0] == 0 and f"going on from {folder / 'state'}" in capsys.readouterr().out
+
+
+def test_a_fresh_run_does_not_go_on_from_a_shared_ones_state(command, monkeypatch, capsys):
+    folder = stop_in_phase_4(command, monkeypatch)
+    capsys.readouterr()
+    assert command(**SMALL, fresh=True)[0] == 0 and "this phase begins again" in capsys.readouterr().out
+    assert json.loads((folder / "result.json").read_text())["reused"] == []
+
+
+def test_a_run_that_was_ended_while_it_wrote_its_first_file(command, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "args.json.part123").write_text("{")
+    assert command(stop_after="teacher")[0] == 0 and not list((tmp_path / "run").glob("*.part*"))
+
+
+@pytest.mark.parametrize("name", ("phases/*/phase.json", "phases/*/predictions/*.json", "phases/*/outputs/*.json", "run/result.json",
+                                  "run/args.json"))
+@pytest.mark.parametrize("text", ("{}", "[]", "{", None))
+def test_records_that_were_altered_are_refused(name, text, command, capsys):
+    code, folder = command(stop_after="teacher", folder="r/run")
+    for path in sorted(folder.parent.glob(name)):
+        content = path.read_text()
+        path.write_text(content.replace("1", "2", 1) if text is None else text)
+    capsys.readouterr()
+    code, _ = command(stop_after="kd" if "phases" in name else "teacher", folder="r/run")
+    message = capsys.readouterr().err
+    assert code == 2 and message.startswith("error: ") and message.count("\n") == 1, message
+    if text is not None or "args" not in name:
+        assert str(path.parent) in message
+
+
+def test_a_disk_that_is_full_while_an_artefact_is_saved(command, monkeypatch, capsys):
+    """safetensors has an exception of its own for it."""
+    monkeypatch.setattr("models.save_file", MagicMock(side_effect=SafetensorError("Error while serializing: No space left on device")))
+    assert command()[0] == 1
+    message = capsys.readouterr().err
+    assert "No space left on device" in message and "give the same command again" in message and message.count("\n") == 1
 
 
 def test_events_after_the_saved_point_are_cut(command, monkeypatch):

@@ -107,8 +107,8 @@ def say_needs(args, checkpoints, train, device, say):
     for what, needed, found, where in (("memory", memory, there, f"on {device.type}"),
                                        ("disk", disk, shutil.disk_usage(args.phase_dir.absolute().parent).free, f"at {args.phase_dir}")):
         short = found is not None and found < needed
-        say(f"{'warning: ' if short else ''}about {needed / 2 ** 30:.2f} GiB of {what} needed {where}"
-            + ("" if found is None else f", {found / 2 ** 30:.2f} GiB free") + (": it may not be enough" if short else ""))
+        say(f"{'warning: ' if short else ''}about {needed / 2 ** 20:.0f} MiB of {what} needed {where}"
+            + ("" if found is None else f", {found / 2 ** 20:.0f} MiB free") + (": it may not be enough" if short else ""))
 
 
 def environment():

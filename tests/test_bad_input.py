@@ -340,5 +340,5 @@ def test_paths_do_not_lead_outside(command, capsys, tmp_path, encoders):
 def test_sizes_that_do_not_fit_are_said_first(command, capsys, monkeypatch):
     monkeypatch.setattr("run_folder.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     monkeypatch.setattr("run_folder.available_memory", lambda device: 2000)
-    out = handled(command, capsys, "warning: about", "GiB of disk")
-    assert out.index("GiB of memory") < out.index("teacher: computing") and out.index("GiB of disk") < out.index("teacher: computing")
+    out = handled(command, capsys, "warning: about", "MiB of disk")
+    assert out.index("MiB of memory") < out.index("teacher: computing") and out.index("MiB of disk") < out.index("teacher: computing")

@@ -1,6 +1,8 @@
 """Checks that take minutes or a GPU: python -m pytest -m slow"""
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -35,3 +37,23 @@ def test_the_sample_is_learnt_by_a_real_encoder(command):
         code, folder = command(task, folder=task, data_dir=ROOT / "sample_data", teacher_model=os.environ["MPDISTIL_ENCODER"],
                                teacher_epochs=5, teacher_learning_rate=1e-4, stop_after="teacher")
         assert code == 0 and json.loads((folder / "result.json").read_text())["rows"]["teacher"]["dev"]["accuracy"] >= least, task
+
+
+@pytest.mark.slow
+def test_a_small_full_file_system(encoders, data_dir, tmp_path):
+    """A tmpfs that fills up: one line, code 1; with room again the same command goes on. Needs the right to mount."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("may not mount")
+    argv = [sys.executable, str(ROOT / "main_superglue.py"), "--task", "CB", "--data_dir", str(data_dir), "--teacher_model",
+            str(encoders["bert"]), "--nlayers", "2", "--max_seq_length", "64", "--teacher_epochs", "2", "--epochs", "1",
+            "--meta_epochs", "1", "--num_episodes", "2", "--val_dataloader_size", "4", "--save_seconds", "0", "--output_dir", str(disk / "run")]
+    try:
+        full = subprocess.run(argv, capture_output=True, text=True)
+        assert full.returncode == 1 and "No space left on device" in full.stderr and full.stderr.count("\n") == 1, full.stderr
+        subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
+        done = subprocess.run(argv, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

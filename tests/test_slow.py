@@ -48,7 +48,8 @@ def test_a_small_full_file_system(encoders, data_dir, tmp_path):
         pytest.skip("may not mount")
     argv = [sys.executable, str(ROOT / "main_superglue.py"), "--task", "CB", "--data_dir", str(data_dir), "--teacher_model",
             str(encoders["bert"]), "--nlayers", "2", "--max_seq_length", "64", "--teacher_epochs", "2", "--epochs", "1",
-            "--meta_epochs", "1", "--num_episodes", "2", "--val_dataloader_size", "4", "--save_seconds", "0", "--output_dir", str(disk / "run")]
+            "--meta_epochs", "1", "--num_episodes", "2", "--val_dataloader_size", "4", "--save_seconds", "0",
+            "--output_dir", str(disk / "run")]
     try:
         full = subprocess.run(argv, capture_output=True, text=True)
         assert full.returncode == 1 and "No space left on device" in full.stderr and full.stderr.count("\n") == 1, full.stderr

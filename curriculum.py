@@ -344,7 +344,7 @@ class Curriculum:
                 self.fix_state({name: value.to(self.device) for name, value in under("begun", tensors).items()})
                 self.states = [self.state_now] * len(self.credited)
             else:
-                self.states = list(tensors["states"].to(self.device))
+                self.states = [state.to(self.device).clone() for state in tensors["states"]]
 
 
 def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_task, settings, selection, draws, log, saver=None):

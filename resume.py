@@ -235,7 +235,8 @@ class Saver:
         path = self.newest()
         self.number = int(path.stem.split("-")[1])
         self.say(f"going on from {path}")
-        return load_file(path.with_suffix(".safetensors")), values
+        # copies: tensors in a mapped file lie at odd addresses, where a matrix product may round another way
+        return {name: tensor.clone() for name, tensor in load_file(path.with_suffix(".safetensors")).items()}, values
 
     def consider(self, collect, at_end=False):
         """Save collect() = (tensors, values) if it is time, and end the run if a signal asked for it."""

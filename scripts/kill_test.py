@@ -112,7 +112,8 @@ def main():
         print(f"{folder.name}: {len(expected)} things compared, {len(found)} differ {' '.join(found)}", flush=True)
         if left <= 0:
             break
-        shutil.rmtree(folder)
+        if not found:  # else it stays to be looked at
+            shutil.rmtree(folder)
     by_phase = ", ".join(f"{phase} {count}" for phase, count in kills.items())
     print(f"{sum(kills.values())} kills ({by_phase}; {within} while a file was being written), {number} runs, {len(differ)} differences")
     return int(bool(differ))

@@ -53,7 +53,7 @@ MUTATIONS = (  # what is changed, file, text found there exactly once, text put 
     ("rewards with the weights before the first episode", "curriculum.py",
      'if self.settings.reward_weights == "before_episode":\n            logits',
      'if self.settings.reward_weights == "before_episode" and self.p_before is None:\n            logits'),
-    ("action used in its own step", "curriculum.py", 'if settings.credit == "same_step":', "if True:"),
+    ("action used in its own step", "curriculum.py", 'if self.settings.credit == "same_step":', "if True:"),
     ("selection by accuracy instead of F1", "meta_policy.py", 'self.rule == "f1_or_accuracy" and "f1" in metrics', 'self.rule == ""'),
     ("last instead of first best kept", "metrics.py", "if not value > self.score:", "if not value >= self.score:"),
     ("student from the last epoch", "metrics.py", "module.load_state_dict(self.weights)", "pass"),

@@ -104,6 +104,8 @@ def build_parser():
           ("--num_episodes", dict(type=COUNT, default=200, help="episodes, each one pass over the main task's quiz batches")),
           ("--reward_function", dict(choices=REWARDS, default="binary", help="r: examples with p_S(y) > p_T'(y) (binary) or "
                                      "the sum of p_S(y) - p_T'(y) (real), over the quiz size")),
+          ("--kd_200", dict(action="store_true", help="also train the control 'kd_200': the distilled student, distilled on for as many "
+                            "steps and with as many looks at dev as phase 4 has, best look kept")),
           ("--curriculum", dict(choices=CURRICULA, default="policy", help="who picks the tasks a: the learnt policy pi, chance, "
                                 "or always the main task (the row no_curriculum)")))
     group("the run",

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from data_utils import cut_order, seeded_generator
-from meta_policy import (Training, TrainingError, apply_gradients, backward, detached, explain, figure_table, finish_best, is_finite,
-                         make_optimizer, mean_figures, true_class_probability, weights_are_finite)
+from meta_policy import (Training, TrainingError, apply_gradients, backward, check_weights, checked_means, detached, figure_table,
+                         finish_best, is_finite, make_optimizer, mean_figures, true_class_probability, weights_are_finite)
 from models import init_linear, predict, set_training
 from resume import NoSaver, prefixed, random_tensors, restore_random, restore_training, training_tensors, under
 
@@ -285,19 +285,16 @@ class Curriculum:
         self.episode, self.order, self.seconds = self.episode + 1, None, 0.0
         return advantages, log_pis.detach(), figures
 
-    def means(self):
-        """Mean figures of the episode so far; TrainingError if one is not finite."""
-        try:
-            return mean_figures(self.figures, f"phase mpdistil, episode {self.episode + 1}", self.settings.learning_rate)
-        except TrainingError as error:
-            raise explain(error, self.quiz[self.names[self.used[error.step]]], self.trained[error.step]) from None
+    def checked(self):
+        """Mean figures of the episode so far; TrainingError if one of them, or a weight of the student after its last step, is not
+        finite."""
+        def examples(step):
+            return self.quiz[self.names[self.used[step]]], self.trained[step]
 
-    def check_weights(self):
-        """TrainingError if the last step left weights of the student that are not finite."""
-        if not weights_are_finite(self.student):
-            step = len(self.figures) - 1
-            raise explain(f"phase mpdistil, episode {self.episode + 1}, step {step + 1}: weights after it are not finite at learning rate "
-                          f"{self.settings.learning_rate:g}", self.quiz[self.names[self.used[step]]], self.trained[step])
+        where, rate = f"phase mpdistil, episode {self.episode + 1}", self.settings.learning_rate
+        means = checked_means(self.figures, where, rate, examples)
+        check_weights(self.student, len(self.figures) - 1, where, rate, examples)
+        return means
 
     def check_update(self):
         """TrainingError if the update at the end of the episode left weights of student or policy that are not finite."""
@@ -314,8 +311,7 @@ class Curriculum:
                    **prefixed("policy", training_tensors(self.policy, self.policy_optimizer)), **prefixed("draws", self.draws.state())}
         values = {"episode": self.episode, "batches": self.batches.state(), "seconds": self.seconds}
         if self.order is not None:
-            self.means()
-            self.check_weights()
+            self.checked()
             tensors |= {"order": torch.from_numpy(np.concatenate(self.order)), "figures": figure_table(self.figures),
                         "rewards": torch.stack(self.rewards), **prefixed("begun", self.begun)}
             if self.p_before is not None:
@@ -379,8 +375,7 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
                     break
                 parts.seconds = time.perf_counter() - start
                 saver.consider(collect)
-            figures = parts.means()
-            parts.check_weights()
+            figures = parts.checked()
             advantages, log_pis, policy_figures = parts.end_episode()
             parts.check_update()
             figures |= mean_figures([policy_figures], f"phase mpdistil, episode {episode}, policy", settings.policy_learning_rate)

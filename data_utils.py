@@ -61,9 +61,12 @@ class Draws:
         for purpose, state in tensors.items():
             self.generator(*json.loads(purpose)).set_state(state)
 
-    def batches(self, size, batch_size, *purpose):
-        """One pass over `size` examples in random order: a list of arrays of indices, the last one shorter."""
-        return cut_order(torch.randperm(size, generator=self.generator(*purpose)).numpy(), batch_size)
+    def batches(self, size, batch_size, *purpose, count=None):
+        """One pass over `size` examples in random order: a list of arrays of indices, the last one shorter. count: so many whole
+        batches instead, from as many passes as that takes."""
+        passes = 1 if count is None else -(-count * batch_size // size)
+        order = np.concatenate([torch.randperm(size, generator=self.generator(*purpose)).numpy() for _ in range(passes)])
+        return cut_order(order if count is None else order[:count * batch_size], batch_size)
 
     def pick(self, count, *purpose):
         """A whole number below count, all equally likely."""

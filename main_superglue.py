@@ -10,7 +10,7 @@ import copy
 import functools
 import shutil
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from arguments import loss_name, parse_arguments
 
@@ -62,7 +62,9 @@ def four_phases(setting):
     if args.stop_after == "kd":
         return setting.log.finish(setting.store)
 
-    teach_to_teach(setting, pair, teacher_phase, kd_phase)
+    meta_teacher_phase = teach_to_teach(setting, pair, teacher_phase, kd_phase)
+    if args.kd_200:
+        distill_on(setting, pair, kd_phase, meta_teacher_phase if pair.alternating else teacher_phase)
     if args.stop_after == "meta_teacher":
         return setting.log.finish(setting.store)
 
@@ -242,7 +244,7 @@ def distill(setting, pair, teacher_phase):
 
 
 def teach_to_teach(setting, pair, teacher_phase, kd_phase):
-    """Phase 3: the meta-teacher's head learns on quiz from both encoders' pooled outputs."""
+    """Phase 3: the meta-teacher's head learns on quiz from both encoders' pooled outputs. Returns the finished phase."""
     names, student_outputs = [setting.task.name], setting.stored_outputs(kd_phase, lambda: pair.student.encoder)
     common = setting.store.saver(kd_phase.folder)  # of both phases, where they alternate
     phase = setting.store.run(
@@ -255,6 +257,22 @@ def teach_to_teach(setting, pair, teacher_phase, kd_phase):
     common.clear()
     pair.meta_teacher.eval()
     setting.log.add_row("meta_teacher", setting.store, phase, pair.predict_meta_teacher)
+    return phase
+
+
+def distill_on(setting, pair, kd_phase, teacher_phase):
+    """The control `kd_200`: what phase 4's steps and looks at dev are worth without phase 4. The distilled student goes on with phase
+    2's loss on train, from the teacher that phase 2 ended with (in `released` the meta-teacher), looked at after as many steps, and as
+    often, as phase 4's; the best look is kept, as there."""
+    args, student = setting.args, copy.deepcopy(pair.student)
+    steps = -(-len(setting.data["quiz"]) // args.val_dataloader_size)
+    heads = pair.meta_teacher if pair.alternating else pair.teacher_heads
+    settings = replace(pair.kd_settings, epochs=args.num_episodes)
+    setting.student_phase(
+        "kd_200", student, settings, setting.inputs("train", kd=kd_phase.identity, teacher=teacher_phase.identity, steps=steps),
+        compute=lambda saver: distill_student("kd_200", student, heads, pair.teacher_outputs, setting.data["train"], settings,
+                                              setting.selection(setting.predictor(student)), setting.draws("kd_200"), setting.log, saver,
+                                              fresh=False, epoch_steps=steps))
 
 
 def follow_curriculum(setting, pair):

@@ -188,6 +188,20 @@ def weights_are_finite(module):
     return bool(torch.stack([parameter.detach().isfinite().all() for parameter in module.parameters()]).all())
 
 
+def checked_means(steps, where, learning_rate, examples):
+    """mean_figures, whose TrainingError says more. examples(step): (split, indices) of what that step trained on."""
+    try:
+        return mean_figures(steps, where, learning_rate)
+    except TrainingError as error:
+        raise explain(error, *examples(error.step)) from None
+
+
+def check_weights(module, step, where, learning_rate, examples):
+    """TrainingError if `step`, the last one, left weights that are not finite. examples: as in checked_means."""
+    if not weights_are_finite(module):
+        raise explain(f"{where}, step {step + 1}: weights after it are not finite at learning rate {learning_rate:g}", *examples(step))
+
+
 def explain(error, split, indices):
     """The TrainingError with the examples of its step and the way out."""
     examples = ", ".join(str(split.idx[number]) for number in indices)
@@ -199,14 +213,17 @@ def explain(error, split, indices):
 class Epochs:
     """The epochs of a phase: step(indices) over shuffled batches of split, scores after each, the best weights kept.
 
-    step trains on one batch and returns its figures as {name: scalar tensor}, `loss` among them. draws: a Draws.
-    fresh: the module was never evaluated before (for the choice `dropout`). before: called as an epoch begins.
+    step computes the gradients of one batch and returns its figures as {name: scalar tensor}, `loss` among them. draws: a Draws.
+    fresh: the module was never evaluated before (for the choice `dropout`). before: called as an epoch begins. epoch_steps:
+    batches of an epoch, where that is not one pass over the split.
     """
 
-    def __init__(self, phase, module, optimizer, split, step, settings, selection, draws, log, fresh=True, before=lambda: None):
+    def __init__(self, phase, module, optimizer, split, step, settings, selection, draws, log, fresh=True, before=lambda: None,
+                 epoch_steps=None):
         self.phase, self.module, self.optimizer, self.split, self.step, self.settings = phase, module, optimizer, split, step, settings
         self.selection, self.draws, self.log, self.before, self.evaluated = selection, draws, log, before, not fresh
         self.best, self.epoch = selection.best(), 0  # epochs that are finished
+        self.count, self.epoch_steps = epoch_steps, epoch_steps or -(-len(split) // settings.batch_size)
         self.order, self.done, self.seconds = None, [], 0.0  # of the epoch that is under way, if one is: batches, steps' figures
 
     def run_one(self, bar, after_step=lambda: None):
@@ -214,17 +231,15 @@ class Epochs:
         start, settings = time.perf_counter() - self.seconds, self.settings
         if self.order is None:
             self.before()
-            self.order, self.done = self.draws.batches(len(self.split), settings.batch_size, "order"), []
+            self.order, self.done = self.draws.batches(len(self.split), settings.batch_size, "order", count=self.count), []
         set_training(self.module, settings.dropout, self.evaluated)
         while len(self.done) < len(self.order):
-            self.done.append(detached(self.step(self.order[len(self.done)])))
-            if not is_finite(self.done[-1]):
+            if not self.train_on(self.order[len(self.done)]):
                 break
             bar.update()
             self.seconds = time.perf_counter() - start
             after_step()
-        figures = self.means()
-        self.check_weights()
+        figures = self.checked()
         scores = self.selection.scores()
         self.epoch, self.order, self.seconds, self.evaluated = self.epoch + 1, None, 0.0, True
         chosen = self.selection.main(scores)
@@ -233,27 +248,31 @@ class Epochs:
         self.log.event(phase=self.phase, epoch=self.epoch, **figures, learning_rate=settings.learning_rate, scores=scores, best=improved,
                        seconds=time.perf_counter() - start)
 
-    def means(self):
-        """Mean figures of the epoch so far; TrainingError if one is not finite."""
-        try:
-            return mean_figures(self.done, f"phase {self.phase}, epoch {self.epoch + 1}", self.settings.learning_rate)
-        except TrainingError as error:
-            raise explain(error, self.split, self.order[error.step]) from None
+    def train_on(self, indices):
+        """One step on these examples; False, and no update, if its figures are not finite."""
+        figures = self.step(indices)
+        self.done.append(detached(figures))
+        if not is_finite(figures):
+            return False
+        apply_gradients(self.optimizer, self.settings)
+        return True
 
-    def check_weights(self):
-        """TrainingError if the last step left weights that are not finite."""
-        if not weights_are_finite(self.module):
-            step = len(self.done) - 1
-            raise explain(f"phase {self.phase}, epoch {self.epoch + 1}, step {step + 1}: weights after it are not finite at learning rate "
-                          f"{self.settings.learning_rate:g}", self.split, self.order[step])
+    def checked(self):
+        """Mean figures of the epoch so far; TrainingError if one of them, or a weight after its last step, is not finite."""
+        def examples(step):
+            return self.split, self.order[step]
+
+        where, rate = f"phase {self.phase}, epoch {self.epoch + 1}", self.settings.learning_rate
+        means = checked_means(self.done, where, rate, examples)
+        check_weights(self.module, len(self.done) - 1, where, rate, examples)
+        return means
 
     def state(self):
         """(tensors, values) from which load_state goes on at the same step. Only of finite figures and weights."""
         best, best_values = self.best.state()
         tensors = {**training_tensors(self.module, self.optimizer), **prefixed("best", best), **prefixed("draws", self.draws.state())}
         if self.order is not None:
-            self.means()
-            self.check_weights()
+            self.checked()
             tensors |= {"order": torch.from_numpy(np.concatenate(self.order)), "figures": figure_table(self.done)}
         return tensors, {"epoch": self.epoch, "evaluated": self.evaluated, "seconds": self.seconds, "best": best_values,
                          "figures": list(self.done[0]) if self.done else []}
@@ -275,10 +294,10 @@ class Epochs:
 
     def steps(self):
         """Steps of the whole phase."""
-        return self.settings.epochs * -(-len(self.split) // self.settings.batch_size)
+        return self.settings.epochs * self.epoch_steps
 
     def steps_done(self):
-        return self.epoch * -(-len(self.split) // self.settings.batch_size) + (len(self.done) if self.order is not None else 0)
+        return self.epoch * self.epoch_steps + (len(self.done) if self.order is not None else 0)
 
 
 def finish_best(best, module, phase):
@@ -330,8 +349,6 @@ def teacher_epochs(teacher, train, settings, selection, draws, log):
         logits, _ = teacher(train.task.name, batch)
         loss = F.cross_entropy(logits, batch.labels)
         figures = {"loss": loss, "gradient_norm": backward(loss, teacher, settings.max_grad_norm)}
-        if is_finite(figures):
-            apply_gradients(optimizer, settings)
         return figures
 
     return Epochs("teacher", teacher, optimizer, train, step, settings, selection, draws, log)
@@ -342,8 +359,8 @@ def train_teacher(teacher, train, settings, selection, draws, log, saver=None):
     return run_epochs(teacher_epochs(teacher, train, settings, selection, draws, log), log=log, saver=saver)[0]
 
 
-def distillation_epochs(phase, student, teacher_heads, teacher_outputs, train, settings, selection, draws, log):
-    """The Epochs of phase 2; arguments as in distill_student."""
+def distillation_epochs(phase, student, teacher_heads, teacher_outputs, train, settings, selection, draws, log, **more):
+    """The Epochs of phase 2; arguments as in distill_student. more: for Epochs."""
     task, device = train.task.name, torch.device(settings.device)
     optimizer = make_optimizer(student, settings.learning_rate, settings)
 
@@ -363,20 +380,18 @@ def distillation_epochs(phase, student, teacher_heads, teacher_outputs, train, s
         loss = distillation_loss(soft, ce, pkd, settings.alpha, settings.beta)
         norm = backward(loss, student, settings.max_grad_norm)
         figures = {"loss": loss, "ce": ce, "soft": soft, "pkd": pkd, "gradient_norm": norm}
-        if is_finite(figures):
-            apply_gradients(optimizer, settings)
         return figures
 
-    return Epochs(phase, student, optimizer, train, step, settings, selection, draws, log)
+    return Epochs(phase, student, optimizer, train, step, settings, selection, draws, log, **more)
 
 
-def distill_student(phase, student, teacher_heads, teacher_outputs, train, settings, selection, draws, log, saver=None):
+def distill_student(phase, student, teacher_heads, teacher_outputs, train, settings, selection, draws, log, saver=None, **more):
     """Phase 2. Reads train and, by example, the frozen teacher; leaves the best epoch's weights in student.
 
-    phase: "kd", or "student" for the undistilled row (alpha = beta = 0), which needs no teacher: pass None for it.
-    Returns the Best.
+    phase: "kd", or "student" for the undistilled row (alpha = beta = 0), which needs no teacher: pass None for it; or "kd_200", which
+    goes on from kd's student for as many steps and looks at dev as phase 4. more: for Epochs. Returns the Best.
     """
-    epochs = distillation_epochs(phase, student, teacher_heads, teacher_outputs, train, settings, selection, draws, log)
+    epochs = distillation_epochs(phase, student, teacher_heads, teacher_outputs, train, settings, selection, draws, log, **more)
     return run_epochs(epochs, log=log, saver=saver)[0]
 
 
@@ -397,8 +412,6 @@ def meta_teacher_epochs(meta_teacher, teacher_outputs, student_outputs, quiz, se
                        "p_teacher": true_class_probability(logits_teacher, labels).mean(),
                        "p_student": true_class_probability(logits_student, labels).mean()}
         figures["gradient_norm"] = backward(loss, meta_teacher, settings.max_grad_norm)
-        if is_finite(figures):
-            apply_gradients(optimizer, settings)
         return figures
 
     # a copy of the teacher's heads, which were evaluated in phase 1

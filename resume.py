@@ -205,7 +205,7 @@ class Saver:
     def __init__(self, folder, identity, seconds, say):
         self.folder, self.identity, self.seconds, self.say = Path(folder), identity, seconds, say
         self.began = self.last = time.perf_counter()
-        self.cost, self.saves, self.number = 0.0, 0, 0
+        self.cost, self.saves, self.number, self.found = 0.0, 0, 0, None
 
     def newest(self):
         """Path of the newest state's .json file; None if there is none."""
@@ -214,6 +214,8 @@ class Saver:
     def values(self):
         """What the newest state says, without its tensors; None if there is none of this identity. InputError if it is damaged."""
         path = self.newest()
+        if self.found and path == self.found[0]:  # read and checked already
+            return self.found[1]
         if path is None:
             return None
         record = read_record(path, f"remove {self.folder} to begin this phase again")
@@ -224,6 +226,7 @@ class Saver:
         tensors = path.with_suffix(".safetensors")
         if not tensors.is_file() or checksum(tensors) != record["sha256"]:
             raise InputError(f"{tensors}: not the bytes that were saved (sha256); remove {self.folder} to begin this phase again")
+        self.found = path, record["values"]
         return record["values"]
 
     def load(self):
@@ -232,7 +235,7 @@ class Saver:
         values = self.values()
         if values is None:
             return None
-        path = self.newest()
+        path, self.found = self.found[0], None
         self.number = int(path.stem.split("-")[1])
         self.say(f"going on from {path}")
         # copies: tensors in a mapped file lie at odd addresses, where a matrix product may round another way

@@ -230,7 +230,7 @@ class Side:
             self.work = self.batches(split, batch_size, number)
             return sum(tokens_of(split, indices) for indices in self.work)
 
-        self.ready, self.step, self.evaluate = ready, lambda k: epochs.step(self.work[k]), epochs.selection.scores
+        self.ready, self.step, self.evaluate = ready, lambda k: epochs.train_on(self.work[k]), epochs.selection.scores
 
     def open_bare(self, model, split, batch_size, learning_rate):
         """The bare step of a whole model on the batches of a round."""

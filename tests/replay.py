@@ -96,7 +96,7 @@ class TraceDraws(Draws):
             self.picks = [step["aux_batch_id"] for step in steps]
             self.samples = [step["sampled_index"] for step in steps]
 
-    def batches(self, size, batch_size, *purpose):
+    def batches(self, size, batch_size, *purpose, count=None):
         if purpose[0] == "quiz":
             return [np.array(batch) for batch in self.held[self.case_names[purpose[1]]]]
         return self.passes.pop(0)

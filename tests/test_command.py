@@ -5,11 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 import pytest
 from transformers import AutoModel
 
 import main_superglue
+import meta_policy
 from conftest import ROOT, TASK_NAMES, make_encoder, read_lines
 from data_utils import TASKS, read_task
 from metrics import read_predictions, score
@@ -27,6 +29,36 @@ def weights(folder):
 
 def without_times(path):
     return [{key: value for key, value in line.items() if key != "seconds"} for line in read_lines(path)]
+
+
+@pytest.mark.parametrize("protocol", ("paper", "released"))
+def test_kd_200_has_as_many_steps_and_looks_as_phase_4(protocol, command, monkeypatch):
+    """And is a phase that runs share, whose presence changes no other row."""
+    flags = dict(protocol=protocol, num_episodes=3, train_dataloader_size=8, val_dataloader_size=2)
+    steps = Counter()
+    train_on = meta_policy.Epochs.train_on
+
+    def counting(self, indices):
+        steps[self.phase, len(indices)] += 1
+        return train_on(self, indices)
+
+    monkeypatch.setattr(meta_policy.Epochs, "train_on", counting)
+    code, plain = command(folder="plain/run", **flags)
+    assert code == 0 and "kd_200" not in result_of(plain)["rows"]
+    code, with_control = command(folder="control/run", kd_200=True, **flags)
+    assert code == 0
+    result, metrics = result_of(with_control), without_times(with_control / "metrics.jsonl")
+    assert list(result["rows"]) == ["teacher", "kd", "meta_teacher", "kd_200", "mpdistil"]
+    assert [line["epoch"] for line in metrics if line["phase"] == "kd_200"] == [1, 2, 3]
+    episodes = read_lines(with_control / "trajectories.jsonl")
+    assert {key: count for key, count in steps.items() if key[0] == "kd_200"} == {("kd_200", 8): sum(len(e["actions"]) for e in episodes)}
+    chosen = [line["scores"]["dev"]["accuracy" if protocol == "paper" else "f1"] for line in metrics if line["phase"] == "kd_200"]
+    assert result["rows"]["kd_200"]["dev"]["epoch"] == 1 + chosen.index(max(chosen))
+    assert [line for line in metrics if line["phase"] != "kd_200"] == without_times(plain / "metrics.jsonl")
+    assert {name: data for name, data in weights(with_control).items() if name.startswith("models")} == {
+        name: data for name, data in weights(plain).items() if name.startswith("models")}
+    code, shared = command(folder="control/again", kd_200=True, reward_function="real", **flags)
+    assert code == 0 and "kd_200" in result_of(shared)["reused"]
 
 
 @pytest.mark.parametrize("reward", ("binary", "real"))

@@ -65,7 +65,8 @@ def run_killed(command, monkeypatch, every, folder, flags):
 
 
 @pytest.mark.parametrize("flags", [
-    {}, {"use_comp_loss": True, "reward_function": "real", "undistilled": True, "select_on": "quiz"}, {"protocol": "released"},
+    {"kd_200": True}, {"use_comp_loss": True, "reward_function": "real", "undistilled": True, "select_on": "quiz"},
+    {"protocol": "released", "kd_200": True},
     {"set": ["state_gradient=attached", "credit=next_step", "zero_grad=zeros"]}, {"curriculum": "uniform", "set": ["quiz_batches=fixed"]},
     {"set": ["student_update=each_episode", "data_order=global_generator", "reward_weights=before_episode"]},
 ], ids=str)

@@ -293,7 +293,8 @@ class RunFolder:
             path = self.path / "predictions" / name / split / f"{self.task.name}.jsonl"
             write_predictions(path, self.task, self.data[split].idx, answers)
         dev = self.data["dev"]
-        self.rows[name] = {"dev": {**score(self.task, predictions["dev"], dev.labels), **when} if dev.labelled else None}
+        right = "".join("01"[answer == label] for answer, label in zip(predictions["dev"], dev.labels.tolist(), strict=True))
+        self.rows[name] = {"dev": {**score(self.task, predictions["dev"], dev.labels), **when, "right": right} if dev.labelled else None}
 
     def save_student(self, student, policy, names, tokenizer):
         """models/student, which AutoModel loads, and models/policy.safetensors, whose actions are `names` in order."""
@@ -308,10 +309,13 @@ class RunFolder:
         args = self.args
         phases = {name: {"identity": phase.identity, "folder": os.path.relpath(phase.folder, self.path), "best": phase.best,
                          "reused": phase.reused} for name, phase in store.done.items()}
+        dev = self.data["dev"]
         result = {"task": self.task.name, "protocol": args.protocol, "set": args.set, "protocol_choices": args.protocol_choices,
                   "loss": loss_name(args), "reward": args.reward_function, "curriculum": args.curriculum, "seed": args.seed,
                   "teacher_model": args.teacher_model,
-                  "student_model": args.student_model, "nlayers": args.nlayers, "select_on": args.select_on, "rows": self.rows,
+                  "student_model": args.student_model, "nlayers": args.nlayers, "select_on": args.select_on,
+                  "dev_labels": np.bincount(dev.labels, minlength=len(self.task.labels)).tolist() if dev.labelled else None,
+                  "rows": self.rows,
                   "seconds": self.seconds,
                   "saving": {"seconds": round(sum(saver.cost for saver in self.savers), 2),
                              "states": sum(saver.saves for saver in self.savers)},

@@ -73,10 +73,12 @@ def test_every_task_loss_and_reward(task, loss, reward, command, data_dir):
     assert list(result["rows"]) == ["teacher", "kd", "meta_teacher", "mpdistil"]
     assert set(result["seconds"]) == {"teacher", "kd", "meta_teacher", "mpdistil"} and result["peak_memory_bytes"] > 0
     labels = {example.idx: example.label for example in read_task(TASKS[task], data_dir, ("dev",))["dev"]}
+    assert result["dev_labels"] == [list(labels.values()).count(number) for number in range(len(TASKS[task].labels))]
     for row, figures in result["rows"].items():                    # predictions read back give the same score
         answers = read_predictions(folder / "predictions" / row / "dev" / f"{task}.jsonl", TASKS[task])
         again = score(TASKS[task], [answers[idx] for idx in labels], list(labels.values()))
         assert again.items() <= figures["dev"].items() and ("f1" in again) == (task == "CB")
+        assert figures["dev"]["right"] == "".join(str(int(answers[idx] == label)) for idx, label in labels.items())
         assert len(read_predictions(folder / "predictions" / row / "test" / f"{task}.jsonl", TASKS[task])) == 8
     metrics, trajectories = read_lines(folder / "metrics.jsonl"), read_lines(folder / "trajectories.jsonl")
     assert [line["phase"] for line in metrics] == ["teacher", "kd", "meta_teacher", "mpdistil", "mpdistil"]

@@ -166,13 +166,15 @@ class Task:
 
     fields: name -> type, in the order of the released code's .tsv columns. labels: values in the files, class number =
     position. answers: the same values as the leaderboard wants them. build(record, notes) gives the (text, second text)
-    pairs, one a choice, and may count things to report in notes. metrics: the first one selects.
+    pairs, one a choice, and may count things to report in notes. official: rows of the official train, dev and test files.
+    metrics: the first one selects.
     """
     name: str
     fields: dict
     labels: tuple
     answers: tuple
     build: Callable
+    official: tuple
     kind: str = "classification"  # or "multiple_choice": one row a choice, softmax over the choices
     metrics: tuple = ("accuracy",)
 
@@ -188,17 +190,18 @@ class Task:
 
 
 TASKS = {task.name: task for task in (
-    Task("BoolQ", {"question": str, "passage": str}, (False, True), ("false", "true"), build_pair("question", "passage")),
+    Task("BoolQ", {"question": str, "passage": str}, (False, True), ("false", "true"), build_pair("question", "passage"),
+         (9427, 3270, 3245)),
     Task("CB", {"premise": str, "hypothesis": str}, *[("entailment", "contradiction", "neutral")] * 2,
-         build_pair("premise", "hypothesis"), metrics=("accuracy", "f1")),
+         build_pair("premise", "hypothesis"), (250, 56, 250), metrics=("accuracy", "f1")),
     Task("COPA", {"premise": str, "choice1": str, "choice2": str, "question": str}, (0, 1), (0, 1), build_copa,
-         kind="multiple_choice"),
+         (400, 100, 500), kind="multiple_choice"),
     Task("RTE", {"premise": str, "hypothesis": str}, *[("entailment", "not_entailment")] * 2,
-         build_pair("premise", "hypothesis")),
+         build_pair("premise", "hypothesis"), (2490, 277, 3000)),
     Task("WiC", {"word": str, "sentence1": str, "sentence2": str, "start1": int, "start2": int, "end1": int, "end2": int},
-         (False, True), ("false", "true"), build_wic),
+         (False, True), ("false", "true"), build_wic, (5428, 638, 1400)),
     Task("WSC", {"text": str, "span1_index": int, "span2_index": int, "span1_text": str, "span2_text": str},
-         (False, True), ("False", "True"), build_wsc),
+         (False, True), ("False", "True"), build_wsc, (554, 104, 146)),
 )}
 
 

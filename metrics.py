@@ -1,11 +1,11 @@
-"""Scores, selection of the best epoch, and the leaderboard's prediction format."""
+"""Scores, selection of the best epoch, the leaderboard's prediction format, and the statistics of tables."""
 import json
 from pathlib import Path
 
 import numpy as np
 from sklearn.metrics import f1_score
 
-from data_utils import InputError
+from data_utils import InputError, read_jsonl
 
 
 def score(task, predictions, labels):
@@ -49,6 +49,83 @@ class Best:
         self.weights = None
 
 
+# --- statistics ----------------------------------------------------------------------------------------------------------
+# scipy comes with scikit-learn; it and statsmodels are imported where used, since no run needs them.
+
+RESAMPLES = 9999
+
+
+def exact_interval(correct, total, level=0.95):
+    """Clopper-Pearson interval (low, high) of a share of right answers."""
+    from scipy.stats import binomtest
+    interval = binomtest(correct, total).proportion_ci(level, method="exact")
+    return interval.low, interval.high
+
+
+def mean_interval(values, level=0.95):
+    """(mean, low, high) of values: (seeds, examples). The interval is the percentile bootstrap over seeds and examples, both drawn
+    anew and independently (Owen 2007, "The pigeonhole bootstrap"); of one seed over its examples alone."""
+    from scipy.stats import bootstrap
+    values = np.asarray(values, dtype=float)
+    seeds, examples = values.shape
+
+    def mean_of(*drawn, axis):
+        if len(drawn) == 1:
+            return values[0][drawn[0]].mean(axis)
+        return values[drawn[0][..., :, None], drawn[1][..., None, :]].mean((-2, -1))
+
+    places = (np.arange(examples),) if seeds == 1 else (np.arange(seeds), np.arange(examples))
+    interval = bootstrap(places, mean_of, n_resamples=RESAMPLES, batch=max(1, 2_000_000 // values.size), vectorized=True, axis=-1,
+                         confidence_level=level, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return values.mean(), float(interval.low), float(interval.high)
+
+
+def permutation_p(first, second):
+    """Two-sided p of no difference between two rows, right or wrong as (seeds, examples): both are swapped, an example in all seeds
+    at once, since one example's answers hang together. Exact where there are few examples, else from RESAMPLES swaps."""
+    from scipy.stats import permutation_test
+    sums = np.asarray(first).sum(0), np.asarray(second).sum(0)
+    return permutation_test(sums, lambda a, b, axis: (a - b).mean(axis), permutation_type="samples", vectorized=True, axis=-1,
+                            n_resamples=RESAMPLES, batch=500, rng=np.random.default_rng(0)).pvalue
+
+
+def corrected(p_values):
+    """Holm's correction for the number of comparisons."""
+    from statsmodels.stats.multitest import multipletests
+    return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
+
+
+def expected_best(scores, looks):
+    """Mean of the best of `looks` scores drawn from `scores` without replacement: what selecting among fewer looks would have kept."""
+    from scipy.special import comb
+    scores = np.sort(np.asarray(scores, dtype=float))
+    looks = min(looks, len(scores))
+    return float(scores @ (comb(np.arange(len(scores)), looks - 1) / comb(len(scores), looks)))
+
+
+def count_wins(teacher, students):
+    """In how many tasks the best of students is right more often than the teacher. teacher: right answers a task; students: those of
+    each student."""
+    return int(sum(max(student[task] for student in students) > right for task, right in enumerate(teacher)))
+
+
+def chance_of_wins(teacher, students):
+    """Chance of at least as many wins as were found (count_wins) if teacher and students did not differ: their answers to each
+    example are dealt out anew. teacher: for each task (examples), right answers over seeds; students: such a list each."""
+    from scipy.stats import permutation_test
+    ends = np.cumsum([len(task) for task in teacher])
+    columns = [np.concatenate(row) for row in (teacher, *students)]
+
+    def wins(*columns, axis):
+        sums = [np.stack([part.sum(-1) for part in np.split(column, ends[:-1], axis=-1)]) for column in columns]
+        return (np.max(sums[1:], axis=0) > sums[0]).sum(0)
+
+    return permutation_test(columns, wins, permutation_type="samples", alternative="greater", vectorized=True, axis=-1,
+                            n_resamples=RESAMPLES, batch=500, rng=np.random.default_rng(0)).pvalue
+
+
+# --- prediction files ----------------------------------------------------------------------------------------------------
+
 def write_predictions(path, task, idx, predictions):
     """One {"idx", "label"} a line, labels as the SuperGLUE leaderboard spells them."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -57,11 +134,18 @@ def write_predictions(path, task, idx, predictions):
 
 
 def read_predictions(path, task):
-    """{idx: class number} of a file that write_predictions wrote."""
-    answers, found = {json.dumps(answer): number for number, answer in enumerate(task.answers)}, {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        row = json.loads(line)
-        if json.dumps(row["label"]) not in answers:
-            raise InputError(f"{path}:{number}: label {row['label']!r} found, expected one of {', '.join(answers)}")
-        found[row["idx"]] = answers[json.dumps(row["label"])]
+    """{idx: class number} of a file in the leaderboard's format, in the order of its lines. InputError, with file:line, where a
+    line is none or an idx stands twice."""
+    answers, found, places = {json.dumps(answer): number for number, answer in enumerate(task.answers)}, {}, {}
+    for where, row in read_jsonl(Path(path), task):
+        if not {"idx", "label"} <= row.keys() or any(isinstance(value, dict) for value in row.values()):  # read_jsonl flattens objects
+            raise InputError(f'{where}: keys {json.dumps(list(row))} found, expected {{"idx": ..., "label": ...}}')
+        idx, label = row["idx"], json.dumps(row["label"])
+        if not isinstance(idx, (int, str)) or isinstance(idx, bool):
+            raise InputError(f"{where}: idx {json.dumps(idx)} found, expected the whole number or text that names the example in the data")
+        if idx in places:
+            raise InputError(f"{where}: idx {json.dumps(idx)} stands already at {places[idx]}; expected one prediction an example")
+        if label not in answers:
+            raise InputError(f"{where}: label {label} found, expected one of {', '.join(answers)}, as the leaderboard spells {task.name}")
+        places[idx], found[idx] = where, answers[label]
     return found

@@ -55,7 +55,7 @@ from run_folder import StoredOutputs, peak_memory_bytes, resolved  # noqa: E402
 PHASES = ("teacher", "kd", "meta_teacher", "mpdistil")
 SIDES = ("naive", "ours", "bare")
 COLUMN_RUNS = 6  # of phase 4, in the eleven rows: four variants, two without a curriculum
-COLUMN_STARTS = 8  # of the program by scripts/run_superglue.sh: the shared phases with either loss come first
+COLUMN_STARTS = 8  # of the program for the rows of a paper's column by scripts/sweep.py: the shared phases with either loss come first
 EVALUATED = 256
 PEAK_FLOPS = {("H100", "bf16"): 989e12, ("H200", "bf16"): 989e12, ("A100", "bf16"): 312e12,  # dense, as the vendor states them
               ("H100", "fp32"): 67e12, ("H200", "fp32"): 67e12, ("A100", "fp32"): 19.5e12}

@@ -25,11 +25,11 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from arguments import NOT_PART_OF_THE_RUN, loss_name, parse_arguments  # noqa: E402
+from arguments import NOT_PART_OF_THE_RUN, OneLineParser, loss_name, parse_arguments  # noqa: E402
 from rows import ALIASES, PHASES, ROWS, find_rows  # noqa: E402
 
-OWN = ("--task", "--seed", "--use_comp_loss", "--reward_function", "--curriculum", "--undistilled", "--kd_200", "--stop_after", "--output_dir",
-       "--phase_dir", "--fresh")  # flags of main_superglue.py that the sweep sets itself
+OWN = ("--task", "--seed", "--use_comp_loss", "--reward_function", "--curriculum", "--undistilled", "--kd_200", "--stop_after",
+       "--output_dir", "--phase_dir", "--fresh")  # flags of main_superglue.py that the sweep sets itself
 TASK_NAMES = ("BoolQ", "CB", "COPA", "RTE", "WiC", "WSC")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -201,8 +201,8 @@ class Sweep:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
         for job in self.failed:
-            begun = job.process is not None
-            why = f"see {job.log}" if begun else f"not begun, since {job.after.folder} failed"
+            last = job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:] if job.process else []
+            why = f"see {job.log}: {' '.join(last)}" if job.process else f"not begun, since {job.after.folder} failed"
             print(f"failed: {job.folder}: {why}")
         if self.signum:
             print(f"ended by {signal.Signals(self.signum).name}; the same command goes on")
@@ -228,8 +228,8 @@ def split_tokens(args):
     tokens = {name: len(split.input_ids) for name, split in data.items()}
     per_example = {name: len(split.input_ids) / len(split) for name, split in quiz.items()}
     return {"tokens": tokens, "train": len(data["train"]), "quiz": len(data["quiz"]), "main_example": per_example[task.name],
-            "curriculum_example": statistics.mean(per_example.values()), "layers": load_config(checkpoints.teacher, "--teacher_model").num_hidden_layers,
-            "encoder": checkpoints.teacher_sha256}
+            "curriculum_example": statistics.mean(per_example.values()), "encoder": checkpoints.teacher_sha256,
+            "layers": load_config(checkpoints.teacher, "--teacher_model").num_hidden_layers}
 
 
 def work_of(args, facts):
@@ -271,7 +271,8 @@ def estimate(jobs, folders, side_by_side):
         task, args = job.args.task, job.args
         facts = total.setdefault(task, {"facts": split_tokens(args), "seconds": 0.0})["facts"]
         if facts["encoder"] != encoder:
-            raise ValueError(f"--estimate_from: measured with another encoder than --teacher_model {args.teacher_model}; give runs of the same")
+            raise ValueError(f"--estimate_from: measured with another encoder than --teacher_model {args.teacher_model}; give runs of the "
+                             "same")
         phases = ["teacher", "kd", *["student"] * args.undistilled, *["kd_200"] * args.kd_200]
         if args.stop_after in ("teacher", "kd"):
             phases = [phase for phase in phases if phase == "teacher" or args.stop_after == "kd"]
@@ -293,11 +294,11 @@ def estimate(jobs, folders, side_by_side):
 # --- the command line ------------------------------------------------------------------------------------------------------
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False,
-                                     epilog="All other flags go to main_superglue.py.")
+    parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False,
+                           epilog="All other flags go to main_superglue.py.")
     parser.add_argument("--data_dir", required=True, help="as main_superglue.py takes it")
-    parser.add_argument("--tasks", nargs="+", default=list(TASK_NAMES), metavar="TASK", help="main tasks (default: all six); the curriculum "
-                        "has every task found in --data_dir")
+    parser.add_argument("--tasks", nargs="+", default=list(TASK_NAMES), metavar="TASK", help="main tasks (default: all six); the "
+                        "curriculum has every task found in --data_dir")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], metavar="SEED", help="(default: 42)")
     parser.add_argument("--rows", nargs="+", default=["all"], metavar="ROW", help=f"of {', '.join([*ROWS, *ALIASES])} (default: all)")
     parser.add_argument("--output_dir", type=Path, default=Path("runs"), help="run folders are made in <output_dir>/<task>/, which "

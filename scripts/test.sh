@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
-environment .venv-test requirements.txt tests/requirements.txt
+environment .venv-test requirements.txt scripts/requirements.txt tests/requirements.txt
 HF_HUB_OFFLINE=1 exec python -m pytest -n 2 "$@"

@@ -67,7 +67,7 @@ def test_benchmark_at_toy_size(encoders, data_dir, tmp_path):
     assert done.returncode != 0 and "--data_dir nowhere" in done.stderr
 
 
-@pytest.mark.parametrize("words", [("scripts/get_encoder.sh", "BERT", "x"), ("scripts/run_superglue.sh",)])
+@pytest.mark.parametrize("words", [("scripts/get_encoder.sh", "BERT", "x"), *((f"scripts/table_{name}.sh",) for name in ("1a", "1b", "4"))])
 def test_usage_errors(words):
     done = script("bash", *words)
     assert done.returncode == 2 and done.stderr.startswith("usage: ")

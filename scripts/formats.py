@@ -1,0 +1,85 @@
+"""A page of tables as markdown, LaTeX, CSV or HTML.
+
+A page is a list of (kind, content): ("heading", text), ("text", text), ("list", texts), ("table", (title, header, rows of texts)).
+pandas, which `datasets` brings along, does the formats (with tabulate and jinja2: scripts/requirements.txt).
+"""
+import os
+import re
+from html import escape
+from pathlib import Path
+
+import pandas
+
+from run_records import own_seconds
+
+
+def as_frame(header, rows):
+    frame = pandas.DataFrame(rows, columns=range(len(header)), dtype=str)
+    frame.columns = header
+    return frame
+
+
+def to_markdown(page):
+    parts = []
+    for number, (kind, content) in enumerate(page):
+        if kind == "heading":
+            parts.append(f"{'#' if number == 0 else '##'} {content}")
+        elif kind == "table":
+            parts.append(as_frame(*content[1:]).to_markdown(index=False, disable_numparse=True, tablefmt="pipe"))
+        else:
+            parts.append("\n".join(f"- {line}" for line in content) if kind == "list" else content)
+    return "\n\n".join(parts) + "\n"
+
+
+def to_tex(page):
+    """The tables alone, each under a comment that names it."""
+    parts = ["% needs the packages booktabs and, for pdflatex, inputenc with utf8"]
+    for kind, content in page:
+        if kind == "table":
+            columns = "l" * len(content[1])
+            parts.append(f"% {content[0]}\n" + as_frame(*content[1:]).to_latex(index=False, escape=True, column_format=columns).strip())
+    return "\n\n".join(parts) + "\n"
+
+
+def to_csv(header, rows):
+    """One table."""
+    return as_frame(header, [[str(value) for value in row] for row in rows]).to_csv(index=False, lineterminator="\n")
+
+
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#111}
+table{border-collapse:collapse;margin:1rem 0;font-size:13px}th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid #ccc}
+th{border-bottom:2px solid #333}tr:hover td{background:#f3f3f3}.wide{overflow-x:auto}figure{margin:1.5rem 0}
+figure svg{max-width:100%;height:auto}figcaption{color:#444}"""
+
+
+def marked(text):
+    """Text as HTML, what stands between backticks as code."""
+    return re.sub("`([^`]*)`", r"<code>\1</code>", escape(text))
+
+
+def to_html(page, drawings, records, places, output):
+    """One page that needs nothing else. drawings: (caption, svg text); places: {run: folder}, for links from where it is written."""
+    parts = []
+    for number, (kind, content) in enumerate(page):
+        if kind == "heading":
+            parts.append(f"<h{1 + (number > 0)}>{escape(content)}</h{1 + (number > 0)}>")
+        elif kind == "text":
+            parts.append(f"<p>{marked(content)}</p>")
+        elif kind == "list":
+            parts.append("<ul>" + "".join(f"<li>{marked(line)}</li>" for line in content) + "</ul>")
+        else:
+            parts.append(f'<div class="wide">{as_frame(*content[1:]).to_html(index=False, border=0)}</div>')
+    parts.append("<h2>Figures</h2>")
+    parts += [f"<figure>{svg[svg.index('<svg'):]}<figcaption>{escape(caption)}</figcaption></figure>" for caption, svg in drawings]
+    parts.append("<h2>Runs</h2><ul>")
+    for record in records:
+        best = "; ".join(f"{name} {row['dev']['correct']}/{row['dev']['total']}" for name, row in record["rows"].items() if row["dev"])
+        name = escape(record["run"])
+        if record["run"] in places:
+            link = os.path.relpath(places[record["run"]].resolve(), output.resolve().parent if output else Path.cwd())
+            name = f'<a href="{escape(link)}/">{name}</a>'
+        parts.append(f"<li>{name}: {escape(best)}; {own_seconds(record):.0f} s</li>")
+    parts.append("</ul>")
+    title = escape(page[0][1])
+    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f"<title>{title}</title><style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n")

@@ -1,0 +1,382 @@
+"""A table of the paper from finished runs, the paper's numbers beside them, and what a careful reader asks of it.
+
+    python scripts/make_tables.py RUNS... --table 1a --format md
+    python scripts/make_tables.py runs/table_1a --table 1a --format html --output results/page.html --figures results/figures
+    python scripts/make_tables.py runs/table_1a --table 1a --compact results/runs.jsonl        (later: RUNS = that file)
+
+RUNS are run folders, folders of them, or compact files. Below the table stand: correct answers by seed, what was run, paired differences
+of MPDistil with its controls, how much is won by selecting, how often a student beats its teacher, and what all of that carries.
+Needs scripts/requirements.txt.
+"""
+import statistics
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+import numpy as np  # noqa: E402
+
+from arguments import OneLineParser  # noqa: E402
+from data_utils import TASKS, InputError  # noqa: E402
+from metrics import chance_of_wins, corrected, count_wins, expected_best, mean_interval, permutation_p  # noqa: E402
+from rows import MPDISTIL, ROWS, label_of, read_paper  # noqa: E402
+from run_records import Found, check_comparable, own_seconds, read_runs, write_compact  # noqa: E402
+
+AGAINST = ("kd", "kd_200", "uniform", "teacher")  # what each MPDistil row is compared with
+FACTORS = {  # averaged over the other choice: (rows of one side, rows of the other)
+    "real - binary": (["mpdistil_col_real", "mpdistil_com_real"], ["mpdistil_col_binary", "mpdistil_com_binary"]),
+    "competitive - collaborative": (["mpdistil_com_binary", "mpdistil_com_real"], ["mpdistil_col_binary", "mpdistil_col_real"])}
+CURVES = ("student", "kd", "kd_200", "uniform", "no_curriculum_col", *MPDISTIL)
+LEVEL = 0.05
+FEW = 10  # looks that phases 1 to 3 have by default
+MISSING = "missing"
+METRICS = {"acc": "accuracy", "f1": "f1"}  # the paper's word for a figure of result.json
+
+
+# --- figures in words ------------------------------------------------------------------------------------------------------
+
+def percent(values):
+    """Mean and, of several, standard deviation, in percent."""
+    values = [100 * value for value in values]
+    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def probability(p):
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+# --- the parts of the page -----------------------------------------------------------------------------------------------------
+
+def main_table(found, table):
+    """(header, rows): a row of the paper a line, ours beside the paper's number, column by column."""
+    header = ["row"]
+    for column, metric in table["columns"]:
+        many = {len(found.cell(column, name)) for name in ROWS} - {0}
+        header += [f"{column} {metric}" + (f" (n = {many.copy().pop()})" if len(many) == 1 else ""), "paper"]
+    lines = []
+    for name in ROWS:
+        line = [label_of(name)]
+        for position, (column, metric) in enumerate(table["columns"]):
+            cell, key = found.cell(column, name), METRICS.get(metric)
+            values = [figures[key] for figures in cell.values() if key in figures]
+            many = {len(found.cell(column, other)) for other in ROWS} - {0}
+            line.append(MISSING if not values else percent(values) + (f" (n = {len(values)})" if len(many) > 1 else ""))
+            line.append(f"{table['values'][name][position]:.1f}" if name in table["values"] else "-")
+        lines.append(line)
+    majority = ["Majority class"]
+    for column, _ in table["columns"]:
+        majority += [f"{100 * found.majority(column):.1f}" if column in found.tasks else MISSING, "-"]
+    return header, [*lines, majority]
+
+
+def count_table(found):
+    """Correct answers, k of n, by seed."""
+    header = ["row"] + [f"{task}, of {sum(found.dev_labels(task))}" for task in found.tasks]
+    return header, [[label_of(name)] + [", ".join(str(figures["correct"]) for figures in found.cell(task, name).values()) or MISSING
+                                        for task in found.tasks] for name in ROWS]
+
+
+def span(values, form=str):
+    """One value, or the smallest and the largest."""
+    values = sorted(set(values))
+    return form(values[0]) if len(values) == 1 else f"{form(values[0])} to {form(values[-1])}"
+
+
+def describe(found):
+    """Paragraphs: encoder, protocol, selection, data, machine."""
+    first = found.records[0]
+    encoder, environments = first["encoder"], [record["environment"] for record in found.records]
+    student = "" if encoder["student"] == encoder["teacher"] else f" of {encoder['student']}"
+    yield (f"Encoder: {encoder['teacher']} (sha256 {encoder['teacher_sha256'][:16]}) as teacher, its student the first "
+           f"{encoder['nlayers']} layers{student}. Where that is not the paper's encoder, compare differences between rows, not levels.")
+    yield (f"Protocol `{first['protocol']}`" + "".join(f", {change}" for change in first["set"]) + f". The epoch or episode that is kept "
+           f"is the best on {first['select_on']}" + (", the split that is reported, as in the paper: all levels are optimistic."
+                                                     if first["select_on"] == "dev" else "."))
+    for task in found.tasks:
+        of_task = [record for record in found.records if record["task"] == task]
+        flags, data = of_task[0]["flags"], of_task[0]["data"]
+        sizes = ", ".join(f"{name.split('/')[1]} {split['examples']}" for name, split in data.items() if name.split("/")[0] == task)
+        seeds = sorted({record["seed"] for record in of_task})
+        yield (f"{task}: seeds {', '.join(map(str, seeds))}; {flags['teacher_epochs']} teacher, {flags['epochs']} student and "
+               f"{flags['meta_epochs']} meta-teacher epochs, {flags['num_episodes']} episodes"
+               + ("" if flags["num_episodes"] == 200 else " (not the default, 200)") + f", as many looks for the control kd_200; examples: "
+               f"{sizes}.")
+    absent = []
+    for name, split in sorted({key: value for record in found.records for key, value in record["data"].items()}.items()):
+        task, part = name.split("/")
+        official = TASKS[task].official
+        expected = {"quiz": (official[0] + 5) // 10, "dev": official[1], "test": official[2]}.get(part)
+        if expected is not None and split["examples"] != expected:
+            absent.append(f"{name} has {split['examples']} examples, the official files give {expected}")
+    yield ("Data: " + ("; ".join(absent) + ": rows are missing there, or it is other data." if absent else
+                       "all splits have the sizes that the official files give."))
+    used = {name: span(str(environment[name] or "none") for environment in environments)
+            for name in ("gpu", "cpu_threads", "torch", "transformers")}
+    commits = sorted({(environment["git_commit"] or "unknown")[:10] for environment in environments})
+    memory = span((f"{record['peak_memory_bytes'] / 2 ** 30:.1f}" for record in found.records))
+    yield (f"Machine: GPU {used['gpu']}, CPU threads a run {used['cpu_threads']}, torch {used['torch']}, transformers "
+           f"{used['transformers']}, commit {', '.join(commits)}; peak memory of a run {memory} GiB; {len(found.records)} runs with "
+           f"{sum(map(own_seconds, found.records)) / 3600:.1f} process hours of training in all.")
+
+
+class Comparison:
+    """Two sides, each a list of rows whose mean counts, on one task over the seeds that all have."""
+
+    def __init__(self, found, task, first, second, what):
+        self.task, self.what = task, what
+        self.seeds = found.seeds(task, *first, *second)
+        if self.seeds:
+            a, b = (found.right(task, names, self.seeds) for names in (first, second))
+            self.mean, self.low, self.high = mean_interval(a - b)
+            self.by_seed, self.p = (a - b).sum(1), permutation_p(a, b)
+            self.p_corrected = None  # when all are known
+
+    @property
+    def verdict(self):
+        """What may be said: a direction only where the corrected test and the interval carry it."""
+        if self.p_corrected < LEVEL and self.low > 0:
+            return "higher"
+        return "lower" if self.p_corrected < LEVEL and self.high < 0 else "no difference shown"
+
+    def cells(self):
+        if not self.seeds:
+            return [*self.what, MISSING, "", "", "", "", ""]
+        return [*self.what, f"{100 * self.mean:+.1f}", f"{100 * self.low:+.1f} to {100 * self.high:+.1f}",
+                " ".join(f"{value:+.3g}" for value in self.by_seed), probability(self.p), probability(self.p_corrected), self.verdict]
+
+
+def compare(found):
+    """All Comparisons: {(task, row, against)}, and those of the factors."""
+    rows = {(task, row, other): Comparison(found, task, [row], [other], [label_of(row), label_of(other)])
+            for task in found.tasks for row in MPDISTIL for other in AGAINST}
+    factors = {(task, name): Comparison(found, task, *sides, [name]) for task in found.tasks for name, sides in FACTORS.items()}
+    known = [comparison for comparison in (*rows.values(), *factors.values()) if comparison.seeds]
+    for comparison, p in zip(known, corrected([comparison.p for comparison in known])):
+        comparison.p_corrected = p
+    return rows, factors
+
+
+def selection_table(found, task):
+    """What keeping the best of many looks at dev is worth, in percent, the mean over seeds."""
+    header = [f"{task}: row", "looks", "kept", "mean of all looks", "last look", f"expected best of {FEW} looks", "kept - mean",
+              f"kept - best of {FEW}"]
+    lines = []
+    for name in CURVES:
+        effect = selection_effect(found, task, name)
+        if effect:
+            lines.append([label_of(name), span(effect["looks"]), *(f"{100 * effect[key]:.1f}" for key in (
+                "kept", "mean", "last", "few", "over_mean", "over_few"))])
+    return header, lines
+
+
+def selection_effect(found, task, name):
+    """{figure: mean over seeds}, shares of dev; None without the row."""
+    cell = found.cell(task, name)
+    if not cell:
+        return None
+    shares = [np.array(figures["looks"]) / figures["total"] for figures in cell.values()]
+    means = {"kept": [figures["accuracy"] for figures in cell.values()], "mean": [share.mean() for share in shares],
+             "last": [share[-1] for share in shares], "few": [expected_best(share, FEW) for share in shares]}
+    means = {key: float(np.mean(values)) for key, values in means.items()}
+    return {**means, "looks": [len(share) for share in shares], "over_mean": means["kept"] - means["mean"],
+            "over_few": means["kept"] - means["few"]}
+
+
+def wins_table(found, table):
+    """In how many tasks a student beats its teacher, ours and the paper's."""
+    from scipy.stats import binom
+    header = ["student", "tasks", "above", "equal", "below", "chance of so many above if nothing differs", "paper: above", "equal", "below",
+              "chance by coin"]
+    lines, ours = [], {}
+    columns = [number for number, (name, metric) in enumerate(table["columns"]) if metric in ("acc", "acc matched", "pearson")]
+    for label, names in [*((label_of(name), [name]) for name in MPDISTIL), ("best of the four", MPDISTIL)]:
+        tasks = [task for task in found.tasks if found.seeds(task, "teacher", *names)]
+        line = [label, str(len(tasks))]
+        if tasks:
+            seeds = {task: found.seeds(task, "teacher", *names) for task in tasks}
+            teacher, *students = ([found.right(task, [name], seeds[task]).sum(0) for task in tasks] for name in ("teacher", *names))
+            sums = [[task.sum() for task in row] for row in (teacher, *students)]
+            wins = count_wins(sums[0], sums[1:])
+            equal = sum(max(row[number] for row in sums[1:]) == right for number, right in enumerate(sums[0]))
+            chance = chance_of_wins(teacher, students)
+            ours[label] = (wins, len(tasks), chance)
+            line += [str(wins), str(equal), str(len(tasks) - wins - equal), probability(chance)]
+        else:
+            line += [MISSING, "", "", ""]
+        paper = [(max(table["values"][name][column] for name in names), table["values"]["teacher"][column]) for column in columns]
+        above, below = sum(a > b for a, b in paper), sum(a < b for a, b in paper)
+        share = len(names) / (len(names) + 1)  # of equals, the teacher alone is best once in 2, or once in 5
+        by_coin = binom.sf(above - 1, above + below, share)
+        lines.append(line + [str(above), str(len(paper) - above - below), str(below), probability(by_coin)])
+    return header, lines, ours
+
+
+# --- what may be said --------------------------------------------------------------------------------------------------------
+
+def verdict_of(known, more, less, neither):
+    """The words that the corrected tests of some Comparisons carry."""
+    higher, lower = (sum(comparison.verdict == word for comparison in known) for word in ("higher", "lower"))
+    said = [f"{words} in {count} of {len(known)} comparisons" for words, count in ((more, higher), (less, lower)) if count]
+    return " and ".join(said) or f"{neither} in any of {len(known)} comparisons"
+
+
+def differences_of(known):
+    """Their differences in points, task by task."""
+    points = {task: [100 * comparison.mean for comparison in known if comparison.task == task]
+              for task in dict.fromkeys(comparison.task for comparison in known)}
+    return "; ".join(f"{task} {span(values, lambda value: f'{value:+.1f}')} points" for task, values in points.items())
+
+
+def sentences(found, rows, factors, wins):
+    """The five questions, each answered by no more than what the tests carry."""
+    def against(other):
+        return [comparison for (_, _, second), comparison in rows.items() if second == other and comparison.seeds]
+
+    def answer(subject, known, more, less, neither):
+        return f"{subject} {verdict_of(known, more, less, neither)} ({differences_of(known)})." if known else f"{subject}: not run."
+
+    lines = [answer("The learnt policy", against("uniform"), "is better than a uniform one", "is worse than a uniform one",
+                    "is not shown to differ from a uniform one"),
+             answer("Phase 4", against("kd_200"), "beats the distilled student that is distilled on for as many steps and looks (kd_200)",
+                    "loses to the distilled student that is distilled on for as many steps and looks (kd_200)",
+                    "is not shown to differ from the distilled student that is distilled on for as many steps and looks (kd_200)")]
+    for name, text in zip(FACTORS, ("the real and the binary reward", "the competitive and the collaborative loss")):
+        known = [comparison for (_, factor), comparison in factors.items() if factor == name and comparison.seeds]
+        lines.append(answer(f"Of {text} the first", known, "is better", "is worse", "is not shown to differ"))
+    lines[2:] = [" ".join(lines[2:])]
+    students = answer("A student", against("teacher"), "is above its teacher", "is below its teacher",
+                      "is not shown to differ from its teacher")
+    if "best of the four" in wins:
+        singles = [won for label, (won, _, _) in wins.items() if label != "best of the four"]
+        won, tasks, chance = wins["best of the four"]
+        students = (f"{students[:-1]}; by their means alone single variants are above it in {span(singles)} of {tasks} tasks and the best "
+                    f"of the four in {won}, whose chance would be {probability(chance)} if nothing differed.")
+    worth = []
+    for task in found.tasks:
+        effects = [effect for effect in (selection_effect(found, task, name) for name in (*MPDISTIL, "uniform")) if effect]
+        over = {key: span([100 * effect[key] for effect in effects], lambda value: f"{value:.1f}") for key in ("over_mean", "over_few")}
+        looks = span([looks for effect in effects for looks in effect["looks"]])
+        worth += [f"on {task} {over['over_mean']} points over the mean of its {looks} looks and {over['over_few']} over the best of {FEW}"
+                  ] * bool(effects)
+    return [*lines, students, f"Keeping phase 4's best look at dev is worth {'; '.join(worth)}." if worth else "Selection: not run."]
+
+
+# --- output ------------------------------------------------------------------------------------------------------------------
+
+def build(found, table, table_name, unfinished, source):
+    """The page, as formats.py describes it."""
+    rows, factors = compare(found)
+    header, lines, wins = wins_table(found, table)
+    page = [("heading", f"Table {table_name}: {table['title']}"),
+            ("text", f"Accuracy and the like on dev in percent, mean ± standard deviation over n seeds; in the columns `paper` the "
+                     f"numbers of {source}"),
+            ("table", ("main", *main_table(found, table)))]
+    nothing = [f"{name} {metric}" for name, metric in table["columns"] if name not in found.tasks or metric not in METRICS]
+    if nothing:
+        page.append(("text", f"Missing: no runs of {', '.join(nothing)}."))
+    partly = [f"{task}: {', '.join(names)}" for task in found.tasks if (names := [name for name in ROWS if not found.cell(task, name)])]
+    if partly:
+        page.append(("text", f"Missing rows: {'; '.join(partly)}."))
+    if unfinished:
+        page.append(("text", f"{len(unfinished)} unfinished runs were left out: {', '.join(folder.name for folder in unfinished)}."))
+    if found.records[0]["protocol"] == "paper":
+        page.append(("text", "In `paper` the meta-teacher is a constant for the student, so that `without curriculum` does not hang on the "
+                             "loss: its two rows are two runs of the same computation."))
+    page += [("heading", "What the runs say"), ("list", sentences(found, rows, factors, wins)),
+             ("heading", "What was run"), ("list", list(describe(found))),
+             ("heading", "Correct answers by seed"), ("table", ("counts", *count_table(found))),
+             ("heading", "Paired differences"),
+             ("text", "Row minus the row that it is compared with, in points, over the seeds that both have. Interval: 95%, bootstrap over "
+                      "seeds and examples. By seed: difference in correct answers. p: permutation test, an example's answers of all seeds "
+                      "swapped together; corrected for all comparisons on this page (Holm). A direction is given only where the "
+                      f"corrected p is below {LEVEL:g} and the interval leaves zero out.")]
+    columns = ["difference", "95% interval", "by seed", "p", "corrected", "so"]
+    for task in found.tasks:
+        page.append(("table", (f"differences {task}", [f"{task}: row", "minus", *columns],
+                               [comparison.cells() for (of_task, _, _), comparison in rows.items() if of_task == task])))
+    page.append(("table", ("factors", ["choice of reward or loss, mean over the other", *columns],
+                           [[f"{task}: {name}", *comparison.cells()[1:]] for (task, name), comparison in factors.items()])))
+    page += [("heading", "What selecting on dev is worth"),
+             ("text", "Dev accuracy in percent, means over seeds: of the look that was kept, of all looks, of the last one, and of the "
+                      f"best of {FEW} looks drawn from the same curve, as many as the other phases have.")]
+    page += [("table", (f"selection {task}", *selection_table(found, task))) for task in found.tasks]
+    page += [("heading", "Does the student beat its teacher?"),
+             ("text", "Tasks in which the student's mean over seeds is above, equal to or below its teacher's. Chance: answers of teacher "
+                      "and students dealt out anew, example by example. For the paper, whose answers are not known: one in two for a "
+                      "single student, four in five for the best of four, ties left out."),
+             ("table", ("wins", header, lines))]
+    return page
+
+
+def cell_lines(found, table):
+    """(header, rows) of the main table's cells, a line a seed."""
+    lines = []
+    for name in ROWS:
+        for position, (column, metric) in enumerate(table["columns"]):
+            paper = table["values"].get(name, {position: ""})[position]
+            key, cell = METRICS.get(metric), found.cell(column, name)
+            lines += [[column, metric, name, seed, round(100 * figures[key], 4), figures["correct"], figures["total"], paper]
+                      for seed, figures in cell.items() if key in figures] or [[column, metric, name, "", "", "", "", paper]]
+    return ["task", "metric", "row", "seed", "percent", "correct", "total", "paper_percent"], lines
+
+
+def parse(argv):
+    parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, folders of them, or compact files")
+    tables = [name.removeprefix("table_") for name in read_paper() if name.startswith("table_")]
+    parser.add_argument("--table", required=True, choices=tables, help="of the paper")
+    parser.add_argument("--format", choices=("md", "tex", "csv", "html"), default="md", help="md, html: everything; tex: the tables; "
+                        "csv: a line a cell and seed (default: md)")
+    parser.add_argument("--output", type=Path, help="file to write to (default: the screen)")
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also write the figures there, as PNG and SVG")
+    parser.add_argument("--compact", type=Path, metavar="FILE", help="also write the runs there without weights, for a later RUNS")
+    args = parser.parse_args(argv)
+    for path in args.runs:
+        if not path.exists():
+            parser.error(f"argument RUNS: {path}: no such file or folder")
+    return args
+
+
+def make(args):
+    """Read, build, write."""
+    records, places, unfinished = read_runs(args.runs)
+    check_comparable(records)
+    if args.compact:
+        write_compact(records, args.compact)
+    paper, found = read_paper(), Found(records)
+    table = paper[f"table_{args.table}"]
+    import formats  # here, like figures: they need what requirements.txt does not bring
+    if args.figures or args.format == "html":
+        from figures import draw_all
+        drawings = draw_all(found, table, args.table, args.figures)
+    if args.format == "csv":
+        text = formats.to_csv(*cell_lines(found, table))
+    else:
+        page = build(found, table, args.table, unfinished, paper["source"])
+        text = {"md": formats.to_markdown, "tex": formats.to_tex}[args.format](page) if args.format != "html" else formats.to_html(
+            page, drawings, records, places, args.output)
+    if args.output:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(text, encoding="utf-8")
+    else:
+        print(text, end="")
+
+
+def main(argv=None):
+    try:
+        make(parse(argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ImportError as error:
+        print(f"error: {error}; tables and figures need: pip install -r scripts/requirements.txt", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

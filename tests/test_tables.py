@@ -1,0 +1,256 @@
+"""Statistics against figures worked out by hand, and make_tables.py: what its pages say of made-up runs, and the committed results."""
+import csv
+import io
+import json
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from conftest import ROOT
+from metrics import (chance_of_wins, corrected, count_wins, exact_interval, expected_best, mean_interval, permutation_p)
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import make_tables  # noqa: E402
+import run_records  # noqa: E402
+from rows import MPDISTIL, ROWS  # noqa: E402
+
+
+# --- statistics ----------------------------------------------------------------------------------------------------------------
+
+def test_exact_interval():
+    low, high = exact_interval(0, 10)
+    assert low == 0 and high == pytest.approx(1 - 0.025 ** 0.1)  # (1 - p)^10 = 2.5%
+    assert exact_interval(10, 10) == pytest.approx((0.025 ** 0.1, 1))
+
+
+def test_mean_interval():
+    mean, low, high = mean_interval(np.array([[1, 1, 1, 1], [0, 0, 0, 0]]))   # seeds differ, examples do not: 0, 1/2 or 1 when drawn
+    assert (mean, low, high) == (0.5, 0.0, 1.0)
+    values = (np.random.default_rng(1).random((5, 400)) < 0.6).astype(int)
+    mean, low, high = mean_interval(values)
+    assert mean == values.mean() and 1 < (high - low) / (2 * 1.96 * np.sqrt(0.24 / 2000)) < 2  # independent answers: up to sqrt(3)
+    assert mean_interval(values) == mean_interval(values)                     # the same draws
+    assert mean_interval(values[:1])[0] == values[0].mean()
+    assert mean_interval(np.zeros((3, 7))) == (0, 0, 0)
+
+
+def test_permutation_p():
+    one, none = np.ones((1, 4), dtype=int), np.zeros((1, 4), dtype=int)
+    assert permutation_p(one, none) == pytest.approx(2 / 16)                  # exact: 4 discordant examples, McNemar's 2 * (1/2)^4
+    assert permutation_p(np.repeat(one, 5, 0), np.repeat(none, 5, 0)) == pytest.approx(2 / 16)  # five equal seeds are no more evidence
+    assert permutation_p(one, one) == 1
+    first = np.array([[1, 1, 1, 1, 1, 1, 0] + [1] * 20])
+    second = np.array([[0, 0, 0, 0, 0, 0, 1] + [1] * 20])
+    assert permutation_p(first, second) == pytest.approx(2 * 8 / 2 ** 7)      # McNemar: 6 against 1
+    first, second = np.ones((1, 30), dtype=int), np.array([[0] * 20 + [1] * 10])
+    assert permutation_p(first, second) < 0.001                               # drawn, not counted
+
+
+def test_holm():
+    assert corrected([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06]) and corrected([]) == []
+
+
+def test_expected_best():
+    assert expected_best([4, 1, 3, 2], 1) == 2.5 and expected_best([4, 1, 3, 2], 4) == 4 and expected_best([4, 1, 3, 2], 99) == 4
+    assert expected_best([4, 1, 3, 2], 2) == pytest.approx(20 / 6)            # of the six pairs: 4 4 4 3 3 2
+
+
+def test_wins_and_their_chance():
+    assert count_wins([3, 3, 3], [[4, 3, 1], [2, 3, 2]]) == 1
+    teacher, student = [np.array([0]), np.array([0])], [np.array([1]), np.array([1])]
+    assert chance_of_wins(teacher, [student]) == pytest.approx(1 / 4)         # both tasks, each one in two
+    assert chance_of_wins(student, [teacher]) == 1
+    rng = np.random.default_rng(2)                                            # five equals: the teacher is the best once in five
+    teacher, *students = ([rng.random(300)] for _ in range(5))
+    while count_wins([teacher[0].sum()], [[student[0].sum()] for student in students]) == 0:
+        teacher[0] = rng.random(300)
+    assert chance_of_wins(teacher, students) == pytest.approx(0.8, abs=0.03)
+
+
+# --- pages of made-up runs -----------------------------------------------------------------------------------------------------
+
+EXAMPLES, LOOKS = 40, 12
+
+
+def made_up(task="CB", seed=42, loss="col", reward="binary", curriculum="policy", answers=None, **changes):
+    """A record; answers: {row: how many of the examples are right}."""
+    last = "no_curriculum" if curriculum == "main_task" else "mpdistil"
+    answers = {"teacher": 30, "kd": 20, "meta_teacher": 30, **({last: 20} if curriculum else {}), **(answers or {})}
+    rows = {row: {"dev": {"accuracy": right / EXAMPLES, "correct": right, "total": EXAMPLES, "epoch": 1,
+                          "right": "1" * right + "0" * (EXAMPLES - right)}} for row, right in answers.items()}
+    episodes = LOOKS if curriculum else 0
+    looks = {"mpdistil" if row == last else row: [10] * (LOOKS - 1) + [right] for row, right in answers.items()}
+    return {"run": f"{task.lower()}/paper-{loss}-{reward}-{curriculum}-seed{seed}", "task": task, "protocol": "paper", "set": [],
+            "loss": loss, "reward": reward, "curriculum": curriculum or "policy", "seed": seed, "stopped_after": None, "select_on": "dev",
+            "dev_labels": [22, 18], "rows": rows, "seconds": {"teacher": 3600.0, "kd": 5.0}, "peak_memory_bytes": 2 ** 30, "reused": ["kd"],
+            "encoder": {"teacher": "tiny", "student": "tiny", "nlayers": 3, "teacher_sha256": "a" * 64, "student_sha256": "a" * 64},
+            "flags": {"teacher_epochs": 10, "epochs": 10, "meta_epochs": 10, "num_episodes": LOOKS, "tasks": ["BoolQ", "CB"]},
+            "data": {f"{task}/dev": {"examples": EXAMPLES}, "BoolQ/quiz": {"examples": 853}}, "looks": looks, "rewards": [0.5] * episodes,
+            "entropies": [1.0] * episodes, "actions": [[1, 3]] * episodes,
+            "environment": {"python": "3", "torch": "2", "transformers": "5", "cpu_threads": 2, "gpu": None, "git_commit": "c" * 40,
+                            "git_changes": False}, **changes}
+
+
+def column(task="CB", seeds=(42, 43, 44), **answers):
+    """Records of all rows; answers: {row of the table: right answers}."""
+    shared = {row: answers.get(row, right) for row, right in (("teacher", 30), ("student", 20), ("kd", 20), ("kd_200", 20))}
+    records = []
+    for seed in seeds:
+        records.append(made_up(task, seed, curriculum=None, answers=shared))
+        for name, row in ROWS.items():
+            if row.phase == "phase 4":
+                records.append(made_up(task, seed, row.loss, row.reward, row.curriculum, answers={
+                    **shared, row.found_as: answers.get(name, 20)}))
+    return records
+
+
+@pytest.fixture
+def tables(tmp_path, capsys):
+    """tables(records, *flags) -> (exit code, stdout, stderr)."""
+    def run(records, *flags, table="1a"):
+        path = tmp_path / "runs.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+        code = make_tables.main([str(path), "--table", table, *map(str, flags)])
+        found = capsys.readouterr()
+        return code, found.out, found.err
+    return run
+
+
+def row_of(text, start):
+    """Cells of the first table row that begins so."""
+    return [cell.strip() for cell in next(line for line in text.splitlines() if line.startswith(f"| {start}")).strip("|").split("|")]
+
+
+def test_ours_beside_the_papers(tables):
+    records = column() + column("COPA", seeds=(42,))
+    code, text, _ = tables(records)
+    assert code == 0
+    teacher = row_of(text, "Teacher")
+    assert teacher == ["Teacher", "missing", "75.3", "75.0 ± 0.0", "83.9", "75.0", "63.0", "missing", "67.1", "missing", "57.1", "missing",
+                       "64.4"]
+    assert "CB acc (n = 3)" in text and "COPA acc (n = 1)" in text and "Missing: no runs of BoolQ acc, RTE acc, WiC acc, WSC acc." in text
+    assert row_of(text, "Majority class")[3] == "55.0" and "| Teacher" in text and "30, 30, 30" in text
+    assert "BoolQ/quiz has 853 examples, the official files give 943" in text and "12 episodes (not the default, 200)" in text
+    records[0]["rows"]["kd"]["dev"].update(correct=24, accuracy=0.6, right="1" * 24 + "0" * 16)
+    assert row_of(tables(records)[1], "Distilled student")[3] == "53.3 ± 5.8"  # 60, 50, 50
+    text = tables([record for record in records if record["curriculum"] != "uniform"])[1]
+    assert "Missing rows: CB: uniform; COPA: uniform." in text and row_of(text, "Control: uniform")[3] == "missing"
+    assert tables(records, table="4")[1].startswith("# Table 4: GLUE") and "no runs of MNLI acc matched" in tables(records, table="4")[1]
+
+
+def test_a_direction_is_named_only_where_the_tests_carry_it(tables):
+    same = tables(column())[1]
+    assert "The learnt policy is not shown to differ from a uniform one in any of 4 comparisons (CB +0.0 points)." in same
+    assert "A student is below its teacher in 4 of 4 comparisons (CB -25.0 points)" in same  # 10 of 40: p = 2 / 2^10
+    better = tables(column(**{name: 36 for name in MPDISTIL}))[1]
+    assert "The learnt policy is better than a uniform one in 4 of 4 comparisons (CB +40.0 points)." in better
+    assert "Phase 4 beats the distilled student that is distilled on for as many steps and looks (kd_200) in 4 of 4 comparisons" in better
+    slightly = tables(column(**{name: 24 for name in MPDISTIL}))[1]  # 4 of 40: p = 1/8
+    assert "The learnt policy is not shown to differ from a uniform one in any of 4 comparisons (CB +10.0 points)." in slightly
+    line = row_of(slightly, "MPDistil, collaborative + binary | Distilled student")
+    assert line[2:] == ["+10.0", "+2.5 to +20.0", "+4 +4 +4", "0.125", "1.000", "no difference shown"]
+    real = tables(column(mpdistil_col_real=36, mpdistil_com_real=36))[1]
+    assert "Of the real and the binary reward the first is better in 1 of 1 comparisons (CB +40.0 points)." in real
+    assert "Of the competitive and the collaborative loss the first is not shown to differ in any of 1 comparisons" in real
+
+
+def test_wins_and_selection(tables):
+    text = tables(column(mpdistil_com_real=31) + column("COPA"))[1]
+    assert row_of(text, "best of the four")[1:5] == ["2", "1", "0", "1"] and row_of(text, "best of the four")[6:9] == ["4", "1", "1"]
+    assert "single variants are above it in 0 to 1 of 2 tasks and the best of the four in 1" in text
+    kept = row_of(text[text.index("What selecting"):], "MPDistil, collaborative + binary")
+    assert kept[1:6] == ["12", "50.0", "27.1", "50.0", "45.8"]  # 20 once, 10 eleven times of 40; 10 of 12 looks hold the best in 10/12
+    assert kept[6:] == ["22.9", "4.2"]
+
+
+@pytest.mark.parametrize("change, said", [
+    (dict(protocol="released"), "protocol paper and released"), (dict(select_on="quiz"), "select_on dev and quiz"),
+    (dict(flags={**made_up()["flags"], "num_episodes": 99}), "--num_episodes 12 and 99"),
+    (dict(data={"CB/dev": {"examples": 41}}), "CB/dev has other examples")])
+def test_runs_that_cannot_stand_in_one_table_are_refused(change, said, tables):
+    code, out, error = tables([made_up(), made_up(seed=43, **change)])
+    assert code == 2 and said in error and error.count("\n") == 1 and not out
+
+
+def test_what_cannot_be_read_is_refused(tables, tmp_path, capsys, monkeypatch):
+    assert tables([made_up(), made_up()])[0] == 2 and tables([{}])[0] == 2
+    assert "runs.jsonl:2: not the record of a run" in tables([made_up(), {}])[2]
+    assert make_tables.main([str(tmp_path / "runs.jsonl"), str(tmp_path), "--table", "1a"]) == 2
+    assert "no finished run found" in tables([])[2]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        make_tables.main(["nowhere", "--table", "1a"])
+    assert "nowhere: no such file or folder" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "figures", None)
+    code, _, error = tables(column(seeds=(42,)), "--figures", tmp_path / "figures")
+    assert code == 2 and "pip install -r scripts/requirements.txt" in error
+
+
+def test_runs_of_the_command_become_records(command, tables, tmp_path, lines, capsys):
+    """From run folders and from the compact file the same table; the record holds what the folder says."""
+    flags = dict(num_episodes=3, undistilled=True, kd_200=True)
+    for seed in (42, 43):
+        assert command(folder=f"cb/{seed}", seed=seed, **flags)[0] == 0
+    assert command(folder="cb/stopped", seed=44, stop_after="kd", **flags)[0] == 0
+    (tmp_path / "cb" / "unfinished").mkdir()
+    (tmp_path / "cb" / "unfinished" / "args.json").write_text("{}")
+    capsys.readouterr()
+    compact, texts = tmp_path / "compact.jsonl", []
+    assert make_tables.main([str(tmp_path), "--table", "1a", "--compact", str(compact)]) == 0
+    texts.append(capsys.readouterr().out)
+    assert make_tables.main([str(compact), "--table", "1a"]) == 0
+    texts.append(capsys.readouterr().out)
+    assert "1 unfinished runs were left out: unfinished." in texts[0]
+    assert texts[0].replace("1 unfinished runs were left out: unfinished.\n\n", "") == texts[1]
+    record, folder = run_records.read_compact(compact)[0], tmp_path / "cb" / "42"
+    result, metrics = json.loads((folder / "result.json").read_text()), lines(folder / "metrics.jsonl")
+    assert record["rows"] == result["rows"] and record["run"] == "cb/42"
+    assert record["looks"]["mpdistil"] == [line["scores"]["dev"]["correct"] for line in metrics if line["phase"] == "mpdistil"]
+    assert len(record["looks"]["kd_200"]) == 3 and len(record["rewards"]) == 3
+    steps = [line["actions"] for line in lines(folder / "trajectories.jsonl")]
+    assert [sum(counts) for counts in record["actions"]] == [len(actions) for actions in steps]
+    assert record["actions"][0][record["flags"]["tasks"].index("CB")] == steps[0].count("CB")
+    assert str(tmp_path) not in compact.read_text()                       # no paths of a machine
+    counts = [result_of["rows"]["kd"]["dev"]["correct"] for result_of in run_records.read_compact(compact)]
+    assert f"| {', '.join(map(str, counts))} " in texts[0]
+
+
+def test_formats(tables, tmp_path):
+    records = column(seeds=(42, 43)) + column("COPA", seeds=(42, 43))
+    rows = list(csv.DictReader(io.StringIO(tables(records, "--format", "csv")[1])))
+    assert len(rows) == 13 * (2 * 2 + 4) and {row["task"] for row in rows if row["seed"]} == {"CB", "COPA"}
+    teacher = next(row for row in rows if row["task"] == "CB" and row["row"] == "teacher")
+    assert teacher == {"task": "CB", "metric": "acc", "row": "teacher", "seed": "42", "percent": "75.0", "correct": "30", "total": "40",
+                       "paper_percent": "83.9"}
+    tex = tables(records, "--format", "tex")[1]
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 8 and "Teacher & missing & 75.3 & 75.0 ± 0.0 & 83.9" in tex
+    page = tmp_path / "page.html"
+    assert tables(records, "--format", "html", "--output", page, "--figures", tmp_path / "figures")[0] == 0
+    html = page.read_text()
+    assert html.count("<svg") == 5 and html.count("<table") == 8 and "<code>paper</code>" in html
+    # nothing to fetch: pictures lie in it, links lead to its own parts
+    assert not re.search(r'(src|href)="(?!#|data:)', html) and not re.search(r"url\((?!#)", html) and "<script" not in html
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(
+        f"{name}.{ending}" for name in ("table_1a", *(f"{kind}_{task}" for kind in ("episodes", "curriculum") for task in ("CB", "COPA")))
+        for ending in ("png", "svg"))
+
+
+# --- the committed results -----------------------------------------------------------------------------------------------------
+
+RESULTS = sorted((ROOT / "results").glob("*/runs.jsonl"))
+
+
+@pytest.mark.parametrize("runs", RESULTS, ids=lambda path: path.parent.name)
+def test_committed_pages_come_from_the_committed_runs(runs, tmp_path):
+    folder, table = runs.parent, runs.parent.name.split("-")[0].removeprefix("table_")
+    for name, flags in (("table.md", []), ("table.tex", ["--format", "tex"]), ("table.csv", ["--format", "csv"]),
+                        ("page.html", ["--format", "html", "--figures", str(tmp_path / "figures")])):
+        assert make_tables.main([str(runs), "--table", table, "--output", str(tmp_path / name), *flags]) == 0
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
+    there = {path.name for path in (folder / "figures").iterdir()}
+    assert there == {path.name for path in (tmp_path / "figures").iterdir()}
+    for name in there:
+        assert (tmp_path / "figures" / name).read_bytes() == (folder / "figures" / name).read_bytes(), name

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from metrics import mean_interval
 from rows import MPDISTIL, ROWS, label_of
+from run_records import SIGNS
 
 SETTINGS = {"svg.hashsalt": "mpdistil", "svg.fonttype": "path", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False,
             "axes.titlesize": 9, "figure.dpi": 100, "font.family": "DejaVu Sans"}
@@ -48,7 +49,7 @@ def draw_episodes(found, task):
     for other in grid[1][1:]:
         other.sharey(grid[1][0])
     figure.legend(*grid[1][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle(f"{task}: {len(found.cell(task, names[0]))} seeds")
+    figure.suptitle(f"{task}, seeds: {len(found.cell(task, names[0]))}")
     return figure
 
 
@@ -58,15 +59,16 @@ def draw_curriculum(found, task):
     figure = Figure(figsize=(10, 1.5 * len(names) + 0.6), layout="constrained")
     grid = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     records = {name: [figures["record"] for figures in found.cell(task, name).values()] for name in names}
-    counts = {name: np.array([record["actions"] for record in of_row], dtype=float) for name, of_row in records.items()}
-    shares = {name: (count / count.sum(-1, keepdims=True)).mean(0).T for name, count in counts.items()}  # (tasks, episodes)
+    signs = SIGNS[:len(records[names[0]][0]["flags"]["tasks"])]
+    shares = {name: np.mean([[[picks.count(sign) / len(picks) for picks in record["actions"]] for sign in signs] for record in of_row], 0)
+              for name, of_row in records.items()}  # (tasks, episodes)
     darkest = max(share.max() for share in shares.values())
     for axes, (name, share) in zip(grid, shares.items()):
         image = axes.imshow(share, aspect="auto", cmap="Greys", vmin=0, vmax=darkest, interpolation="nearest",
                             extent=(0.5, share.shape[1] + 0.5, share.shape[0] - 0.5, -0.5))
         tasks = records[name][0]["flags"]["tasks"]
         axes.set_yticks(range(len(tasks)), [f"{picked} {mean:.0%}" for picked, mean in zip(tasks, share.mean(1))])
-        axes.set_title(f"{label_of(name)}, {len(records[name])} seeds", loc="left")
+        axes.set_title(f"{label_of(name)}, seeds: {len(records[name])}", loc="left")
     grid[-1].set_xlabel("episode")
     figure.colorbar(image, ax=list(grid), label="share of the episode's steps", shrink=0.6)
     figure.suptitle(f"{task}: tasks that were picked, mean over seeds (beside each task: over all episodes)")

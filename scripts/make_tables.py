@@ -183,6 +183,36 @@ def selection_effect(found, task, name):
             "over_few": means["kept"] - means["few"]}
 
 
+def same_picks(found, task, name):
+    """Share of the steps in which the policy picks what the uniform run of the same seed, whose draws are the same, picks; None
+    without both."""
+    seeds = found.seeds(task, name, "uniform")
+    if not seeds:
+        return None
+    picks, chance = ("".join(sign for seed in seeds for sign in found.cell(task, row)[seed]["record"]["actions"])
+                     for row in (name, "uniform"))
+    same = [one == other for one, other in zip(picks, chance, strict=True)]
+    return sum(same) / len(same)
+
+
+def policy_table(found):
+    """Entropy and reward at the beginning and the end, the policy's and those of chance."""
+    header = ["row", "episodes", "entropy, first fifth", "last fifth", "reward, first fifth", "last fifth", "same picks as uniform, %"]
+    lines = []
+    for task in found.tasks:
+        for name in (*MPDISTIL, "uniform"):
+            records = [figures["record"] for figures in found.cell(task, name).values()]
+            if not records:
+                continue
+            line = [f"{task}: {label_of(name)}", span([len(record["rewards"]) for record in records])]
+            for key in ("entropies", "rewards"):
+                for part in (slice(None, max(1, len(records[0][key]) // 5)), slice(-max(1, len(records[0][key]) // 5), None)):
+                    line.append(f"{statistics.mean(value for record in records for value in record[key][part]):.4f}")
+            same = same_picks(found, task, name)
+            lines.append([*line, MISSING if same is None else f"{100 * same:.1f}"])
+    return header, lines
+
+
 def wins_table(found, table):
     """In how many tasks a student beats its teacher, ours and the paper's."""
     from scipy.stats import binom
@@ -217,8 +247,9 @@ def wins_table(found, table):
 def verdict_of(known, more, less, neither):
     """The words that the corrected tests of some Comparisons carry."""
     higher, lower = (sum(comparison.verdict == word for comparison in known) for word in ("higher", "lower"))
-    said = [f"{words} in {count} of {len(known)} comparisons" for words, count in ((more, higher), (less, lower)) if count]
-    return " and ".join(said) or f"{neither} in any of {len(known)} comparisons"
+    many = f"{len(known)} comparison{'s' * (len(known) > 1)}"
+    said = [f"{words} in {count} of {many}" for words, count in ((more, higher), (less, lower)) if count]
+    return " and ".join(said) or f"{neither} in any of {many}"
 
 
 def differences_of(known):
@@ -241,10 +272,14 @@ def sentences(found, rows, factors, wins):
              answer("Phase 4", against("kd_200"), "beats the distilled student that is distilled on for as many steps and looks (kd_200)",
                     "loses to the distilled student that is distilled on for as many steps and looks (kd_200)",
                     "is not shown to differ from the distilled student that is distilled on for as many steps and looks (kd_200)")]
-    for name, text in zip(FACTORS, ("the real and the binary reward", "the competitive and the collaborative loss")):
+    for name, subject, other in zip(FACTORS, ("The real reward", "The competitive loss"), ("the binary one", "the collaborative one")):
         known = [comparison for (_, factor), comparison in factors.items() if factor == name and comparison.seeds]
-        lines.append(answer(f"Of {text} the first", known, "is better", "is worse", "is not shown to differ"))
+        lines.append(answer(subject, known, f"is better than {other}", f"is worse than {other}", f"is not shown to differ from {other}"))
     lines[2:] = [" ".join(lines[2:])]
+    picks = [same for task in found.tasks for name in MPDISTIL if (same := same_picks(found, task, name)) is not None]
+    if picks:
+        lines[0] = f"{lines[0][:-1]}; in {span([100 * same for same in picks], lambda value: f'{value:.1f}')}% of the steps it picks " \
+                   "the very task that chance alone picks with the same seed."
     students = answer("A student", against("teacher"), "is above its teacher", "is below its teacher",
                       "is not shown to differ from its teacher")
     if "best of the four" in wins:
@@ -281,8 +316,8 @@ def build(found, table, table_name, unfinished, source):
     if unfinished:
         page.append(("text", f"{len(unfinished)} unfinished runs were left out: {', '.join(folder.name for folder in unfinished)}."))
     if found.records[0]["protocol"] == "paper":
-        page.append(("text", "In `paper` the meta-teacher is a constant for the student, so that `without curriculum` does not hang on the "
-                             "loss: its two rows are two runs of the same computation."))
+        page.append(("text", "In `paper` the meta-teacher is a constant for the student: loss and reward reach it through the policy alone. "
+                             "So `without curriculum` is the same computation with either loss, and one uniform run stands for all four."))
     page += [("heading", "What the runs say"), ("list", sentences(found, rows, factors, wins)),
              ("heading", "What was run"), ("list", list(describe(found))),
              ("heading", "Correct answers by seed"), ("table", ("counts", *count_table(found))),
@@ -297,6 +332,10 @@ def build(found, table, table_name, unfinished, source):
                                [comparison.cells() for (of_task, _, _), comparison in rows.items() if of_task == task])))
     page.append(("table", ("factors", ["choice of reward or loss, mean over the other", *columns],
                            [[f"{task}: {name}", *comparison.cells()[1:]] for (task, name), comparison in factors.items()])))
+    page += [("heading", "What the policy does"),
+             ("text", "Means over seeds; entropy in nats (of n tasks at most ln n), reward summed over an episode. Real and binary "
+                      "rewards, and those of the two losses' meta-teachers, are different scales."),
+             ("table", ("policy", *policy_table(found)))]
     page += [("heading", "What selecting on dev is worth"),
              ("text", "Dev accuracy in percent, means over seeds: of the look that was kept, of all looks, of the last one, and of the "
                       f"best of {FEW} looks drawn from the same curve, as many as the other phases have.")]

@@ -2,9 +2,11 @@
 
 A record is a JSON object: `run` (task folder/run folder), what was run (task, protocol, set, loss, reward, curriculum, seed, encoder,
 select_on, flags), what it read (data, dev_labels), and what came out: rows as in result.json; looks, the right answers on dev of each
-look at it, by phase; rewards, entropies and actions by episode; seconds, peak memory, environment.
+look at it, by phase; by episode rewards, entropies and actions, a sign a step (0: the first of flags.tasks); seconds, peak memory,
+environment.
 """
 import json
+import string
 import sys
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from rows import ROWS  # noqa: E402
 # what may differ between the runs of one task in a table, and what the record says elsewhere
 NOT_A_SETTING = {*NOT_PART_OF_THE_RUN, "task", "data_dir", "seed", "use_comp_loss", "reward_function", "curriculum", "undistilled",
                  "kd_200", "protocol", "protocol_choices", "set", "teacher_model", "student_model", "nlayers", "select_on", "device"}
+SIGNS = string.digits + string.ascii_lowercase  # of the curriculum's tasks, in the order of the policy's actions
 ENVIRONMENT = ("python", "torch", "transformers", "cpu_threads", "gpu", "git_commit", "git_changes")
 
 
@@ -48,7 +51,7 @@ def read_folder(folder):
             "data": {name: split for name, split in result["data"].items() if isinstance(split, dict)},
             "looks": looks, "rewards": [round(line["reward"], 6) for line in episodes],
             "entropies": [round(line["entropy"], 6) for line in episodes],
-            "actions": [[line["actions"].count(task) for task in args["tasks"]] for line in trajectories],
+            "actions": ["".join(SIGNS[args["tasks"].index(task)] for task in line["actions"]) for line in trajectories],
             "environment": {name: environment[name] for name in ENVIRONMENT}}
 
 

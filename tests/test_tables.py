@@ -89,7 +89,7 @@ def made_up(task="CB", seed=42, loss="col", reward="binary", curriculum="policy"
             "encoder": {"teacher": "tiny", "student": "tiny", "nlayers": 3, "teacher_sha256": "a" * 64, "student_sha256": "a" * 64},
             "flags": {"teacher_epochs": 10, "epochs": 10, "meta_epochs": 10, "num_episodes": LOOKS, "tasks": ["BoolQ", "CB"]},
             "data": {f"{task}/dev": {"examples": EXAMPLES}, "BoolQ/quiz": {"examples": 853}}, "looks": looks, "rewards": [0.5] * episodes,
-            "entropies": [1.0] * episodes, "actions": [[1, 3]] * episodes,
+            "entropies": [1.0] * episodes, "actions": ["0111"] * episodes,
             "environment": {"python": "3", "torch": "2", "transformers": "5", "cpu_threads": 2, "gpu": None, "git_commit": "c" * 40,
                             "git_changes": False}, **changes}
 
@@ -143,18 +143,19 @@ def test_ours_beside_the_papers(tables):
 
 def test_a_direction_is_named_only_where_the_tests_carry_it(tables):
     same = tables(column())[1]
-    assert "The learnt policy is not shown to differ from a uniform one in any of 4 comparisons (CB +0.0 points)." in same
+    assert ("The learnt policy is not shown to differ from a uniform one in any of 4 comparisons (CB +0.0 points); in 100.0% of the steps "
+            "it picks the very task that chance alone picks with the same seed.") in same
     assert "A student is below its teacher in 4 of 4 comparisons (CB -25.0 points)" in same  # 10 of 40: p = 2 / 2^10
     better = tables(column(**{name: 36 for name in MPDISTIL}))[1]
-    assert "The learnt policy is better than a uniform one in 4 of 4 comparisons (CB +40.0 points)." in better
+    assert "The learnt policy is better than a uniform one in 4 of 4 comparisons (CB +40.0 points);" in better
     assert "Phase 4 beats the distilled student that is distilled on for as many steps and looks (kd_200) in 4 of 4 comparisons" in better
     slightly = tables(column(**{name: 24 for name in MPDISTIL}))[1]  # 4 of 40: p = 1/8
-    assert "The learnt policy is not shown to differ from a uniform one in any of 4 comparisons (CB +10.0 points)." in slightly
+    assert "The learnt policy is not shown to differ from a uniform one in any of 4 comparisons (CB +10.0 points);" in slightly
     line = row_of(slightly, "MPDistil, collaborative + binary | Distilled student")
     assert line[2:] == ["+10.0", "+2.5 to +20.0", "+4 +4 +4", "0.125", "1.000", "no difference shown"]
     real = tables(column(mpdistil_col_real=36, mpdistil_com_real=36))[1]
-    assert "Of the real and the binary reward the first is better in 1 of 1 comparisons (CB +40.0 points)." in real
-    assert "Of the competitive and the collaborative loss the first is not shown to differ in any of 1 comparisons" in real
+    assert "The real reward is better than the binary one in 1 of 1 comparison (CB +40.0 points)." in real
+    assert "The competitive loss is not shown to differ from the collaborative one in any of 1 comparison (CB +0.0 points)." in real
 
 
 def test_wins_and_selection(tables):
@@ -164,6 +165,11 @@ def test_wins_and_selection(tables):
     kept = row_of(text[text.index("What selecting"):], "MPDistil, collaborative + binary")
     assert kept[1:6] == ["12", "50.0", "27.1", "50.0", "45.8"]  # 20 once, 10 eleven times of 40; 10 of 12 looks hold the best in 10/12
     assert kept[6:] == ["22.9", "4.2"]
+    records = column()
+    uniform = next(record for record in records if record["curriculum"] == "uniform")
+    uniform["actions"] = ["1111"] * LOOKS  # one seed of three, one step of four
+    line = row_of((page := tables(records)[1])[page.index("What the policy does"):], "CB: MPDistil, competitive + real")
+    assert line[1:] == ["12", "1.0000", "1.0000", "0.5000", "0.5000", "91.7"]
 
 
 @pytest.mark.parametrize("change, said", [
@@ -211,8 +217,7 @@ def test_runs_of_the_command_become_records(command, tables, tmp_path, lines, ca
     assert record["looks"]["mpdistil"] == [line["scores"]["dev"]["correct"] for line in metrics if line["phase"] == "mpdistil"]
     assert len(record["looks"]["kd_200"]) == 3 and len(record["rewards"]) == 3
     steps = [line["actions"] for line in lines(folder / "trajectories.jsonl")]
-    assert [sum(counts) for counts in record["actions"]] == [len(actions) for actions in steps]
-    assert record["actions"][0][record["flags"]["tasks"].index("CB")] == steps[0].count("CB")
+    assert [[record["flags"]["tasks"][int(sign)] for sign in signs] for signs in record["actions"]] == steps
     assert str(tmp_path) not in compact.read_text()                       # no paths of a machine
     counts = [result_of["rows"]["kd"]["dev"]["correct"] for result_of in run_records.read_compact(compact)]
     assert f"| {', '.join(map(str, counts))} " in texts[0]
@@ -226,11 +231,11 @@ def test_formats(tables, tmp_path):
     assert teacher == {"task": "CB", "metric": "acc", "row": "teacher", "seed": "42", "percent": "75.0", "correct": "30", "total": "40",
                        "paper_percent": "83.9"}
     tex = tables(records, "--format", "tex")[1]
-    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 8 and "Teacher & missing & 75.3 & 75.0 ± 0.0 & 83.9" in tex
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 9 and "Teacher & missing & 75.3 & 75.0 ± 0.0 & 83.9" in tex
     page = tmp_path / "page.html"
     assert tables(records, "--format", "html", "--output", page, "--figures", tmp_path / "figures")[0] == 0
     html = page.read_text()
-    assert html.count("<svg") == 5 and html.count("<table") == 8 and "<code>paper</code>" in html
+    assert html.count("<svg") == 5 and html.count("<table") == 9 and "<code>paper</code>" in html
     # nothing to fetch: pictures lie in it, links lead to its own parts
     assert not re.search(r'(src|href)="(?!#|data:)', html) and not re.search(r"url\((?!#)", html) and "<script" not in html
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(

@@ -35,12 +35,16 @@ def draw_episodes(found, task):
         for row, (key, what) in enumerate((("rewards", "reward of an episode"), ("looks", "dev accuracy, %"))):
             axes, values = grid[row][column], curves(found.cell(task, name), key)
             episodes = np.arange(1, values.shape[1] + 1)
-            axes.plot(episodes, values.T, color="0.75", linewidth=0.6)
+            axes.plot(episodes, values.T, color="0.75", linewidth=0.6, label=["policy, a seed"] + ["_"] * (len(values) - 1))
             axes.plot(episodes, values.mean(0), color="black", linewidth=1.6, label="policy, mean over seeds")
             if uniform and (key == "looks" or name == "mpdistil_col_binary"):
                 other = curves(uniform, key)
                 axes.plot(np.arange(1, other.shape[1] + 1), other.mean(0), color="0.35", linewidth=1.6, linestyle="--",
                           label="uniform, mean over seeds")
+            low, high = axes.get_ylim()
+            if high - low < 0.02:  # what does not move is to look so
+                axes.set_ylim((low + high) / 2 - 0.01, (low + high) / 2 + 0.01)
+            axes.ticklabel_format(useOffset=False)
             if column == 0:
                 axes.set_ylabel(what)
             if row == 1:

@@ -316,7 +316,7 @@ def build(found, table, table_name, unfinished, source):
     if unfinished:
         page.append(("text", f"{len(unfinished)} unfinished runs were left out: {', '.join(folder.name for folder in unfinished)}."))
     if found.records[0]["protocol"] == "paper":
-        page.append(("text", "In `paper` the meta-teacher is a constant for the student: loss and reward reach it through the policy alone. "
+        page.append(("text", "In `paper` the meta-teacher is a constant for the student: loss and reward reach it by the policy alone. "
                              "So `without curriculum` is the same computation with either loss, and one uniform run stands for all four."))
     page += [("heading", "What the runs say"), ("list", sentences(found, rows, factors, wins)),
              ("heading", "What was run"), ("list", list(describe(found))),

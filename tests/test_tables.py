@@ -245,6 +245,12 @@ def test_formats(tables, tmp_path):
 
 # --- the committed results -----------------------------------------------------------------------------------------------------
 
+def sections(text):
+    """{heading: what stands below it} of markdown."""
+    parts = re.split(r"^#+ (.*)\n", text, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
 RESULTS = sorted((ROOT / "results").glob("*/runs.jsonl"))
 
 
@@ -259,3 +265,13 @@ def test_committed_pages_come_from_the_committed_runs(runs, tmp_path):
     assert there == {path.name for path in (tmp_path / "figures").iterdir()}
     for name in there:
         assert (tmp_path / "figures" / name).read_bytes() == (folder / "figures" / name).read_bytes(), name
+
+
+def test_the_readme_says_what_the_committed_page_says():
+    readme = (ROOT / "README.md").read_text()
+    for path in RESULTS:
+        page = sections((path.parent / "table.md").read_text())
+        main = re.search(r"(^\|.*\n)+", next(iter(page.values())), re.MULTILINE).group()
+        assert main in readme, f"the main table of {path.parent.name}"
+        for line in page["What the runs say"].strip().splitlines():
+            assert line in readme, line

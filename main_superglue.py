@@ -262,17 +262,18 @@ def teach_to_teach(setting, pair, teacher_phase, kd_phase):
 
 def distill_on(setting, pair, kd_phase, teacher_phase):
     """The control `kd_200`: what phase 4's steps and looks at dev are worth without phase 4. The distilled student goes on with phase
-    2's loss on train, from the teacher that phase 2 ended with (in `released` the meta-teacher), looked at after as many steps, and as
-    often, as phase 4's; the best look is kept, as there."""
+    2's loss on train, from the teacher that phase 2 ended with (in `released` the meta-teacher): as many steps between two looks, as many
+    looks and updates, and the same new beginning (optimizer, dropout) as in phase 4; the best look is kept, as there."""
     args, student = setting.args, copy.deepcopy(pair.student)
     steps = -(-len(setting.data["quiz"]) // args.val_dataloader_size)
     heads = pair.meta_teacher if pair.alternating else pair.teacher_heads
     settings = replace(pair.kd_settings, epochs=args.num_episodes)
     setting.student_phase(
-        "kd_200", student, settings, setting.inputs("train", kd=kd_phase.identity, teacher=teacher_phase.identity, steps=steps),
+        "kd_200", student, settings, setting.inputs("train", kd=kd_phase.identity, teacher=teacher_phase.identity, steps=steps,
+                                                  update=setting.protocol.student_update),
         compute=lambda saver: distill_student("kd_200", student, heads, pair.teacher_outputs, setting.data["train"], settings,
                                               setting.selection(setting.predictor(student)), setting.draws("kd_200"), setting.log, saver,
-                                              fresh=False, epoch_steps=steps))
+                                              epoch_steps=steps, update=setting.protocol.student_update))
 
 
 def follow_curriculum(setting, pair):

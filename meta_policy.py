@@ -215,13 +215,15 @@ class Epochs:
 
     step computes the gradients of one batch and returns its figures as {name: scalar tensor}, `loss` among them. draws: a Draws.
     fresh: the module was never evaluated before (for the choice `dropout`). before: called as an epoch begins. epoch_steps:
-    batches of an epoch, where that is not one pass over the split.
+    batches of an epoch, where that is not one pass over the split. update: "each_step", or "each_episode", an epoch's gradients summed
+    up as phase 4 may do it (METHOD.md row 12).
     """
 
     def __init__(self, phase, module, optimizer, split, step, settings, selection, draws, log, fresh=True, before=lambda: None,
-                 epoch_steps=None):
+                 epoch_steps=None, update="each_step"):
         self.phase, self.module, self.optimizer, self.split, self.step, self.settings = phase, module, optimizer, split, step, settings
         self.selection, self.draws, self.log, self.before, self.evaluated = selection, draws, log, before, not fresh
+        self.update = update
         self.best, self.epoch = selection.best(), 0  # epochs that are finished
         self.count, self.epoch_steps = epoch_steps, epoch_steps or -(-len(split) // settings.batch_size)
         self.order, self.done, self.seconds = None, [], 0.0  # of the epoch that is under way, if one is: batches, steps' figures
@@ -239,6 +241,8 @@ class Epochs:
             bar.update()
             self.seconds = time.perf_counter() - start
             after_step()
+        if self.update == "each_episode" and is_finite(self.done[-1]):
+            apply_gradients(self.optimizer, self.settings)
         figures = self.checked()
         scores = self.selection.scores()
         self.epoch, self.order, self.seconds, self.evaluated = self.epoch + 1, None, 0.0, True
@@ -252,10 +256,10 @@ class Epochs:
         """One step on these examples; False, and no update, if its figures are not finite."""
         figures = self.step(indices)
         self.done.append(detached(figures))
-        if not is_finite(figures):
-            return False
-        apply_gradients(self.optimizer, self.settings)
-        return True
+        finite = is_finite(figures)
+        if finite and self.update == "each_step":
+            apply_gradients(self.optimizer, self.settings)
+        return finite
 
     def checked(self):
         """Mean figures of the epoch so far; TrainingError if one of them, or a weight after its last step, is not finite."""

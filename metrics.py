@@ -62,11 +62,12 @@ def exact_interval(correct, total, level=0.95):
     return interval.low, interval.high
 
 
-def mean_interval(values, level=0.95):
-    """(mean, low, high) of values: (seeds, examples). The interval is the percentile bootstrap over seeds and examples, both drawn
-    anew and independently (Owen 2007, "The pigeonhole bootstrap": never too narrow, too wide where neither hangs together); of one seed
-    over its examples alone."""
-    from scipy.stats import bootstrap
+def mean_interval(values, level=0.95, least=-1.0):
+    """(mean, low, high) of values: (seeds, examples), between `least` and 1. The interval has the outer ends of two: the percentile
+    bootstrap over seeds and examples, drawn anew independently (Owen 2007, "The pigeonhole bootstrap"), and Student's t over the seeds'
+    means, since a bootstrap of few seeds is too narrow. Of one seed: the bootstrap over its examples alone, which says nothing of
+    other seeds."""
+    from scipy.stats import bootstrap, t
     values = np.asarray(values, dtype=float)
     seeds, examples = values.shape
 
@@ -78,12 +79,18 @@ def mean_interval(values, level=0.95):
     places = (np.arange(examples),) if seeds == 1 else (np.arange(seeds), np.arange(examples))
     interval = bootstrap(places, mean_of, n_resamples=RESAMPLES, batch=max(1, 2_000_000 // values.size), vectorized=True, axis=-1,
                          confidence_level=level, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-    return values.mean(), float(interval.low), float(interval.high)
+    low, high = float(interval.low), float(interval.high)
+    by_seed = values.mean(1)
+    if np.ptp(by_seed) > 0:
+        around = t.interval(level, seeds - 1, by_seed.mean(), by_seed.std(ddof=1) / np.sqrt(seeds))
+        low, high = max(least, min(low, float(around[0]))), min(1.0, max(high, float(around[1])))
+    return float(values.mean()), low, high
 
 
 def permutation_p(first, second):
     """Two-sided p of no difference between two rows, right or wrong as (seeds, examples): both are swapped, an example in all seeds
-    at once, since one example's answers hang together. Of one seed it is McNemar's test. Exact where at most 13 examples tell the
+    at once, since one example's answers hang together. Of one seed it is McNemar's test. It takes the seeds as they are: whether other
+    seeds would say the same is the interval's part. Exact where at most 13 examples tell the
     rows apart, else from RESAMPLES swaps."""
     from scipy.stats import permutation_test
     sums = np.asarray(first).sum(0), np.asarray(second).sum(0)
@@ -115,8 +122,9 @@ def count_wins(teacher, students):
 
 
 def chance_of_wins(teacher, students):
-    """Chance of at least as many wins as were found (count_wins) if teacher and students did not differ: their answers to each
-    example are dealt out anew. teacher: for each task (examples), right answers over seeds; students: such a list each."""
+    """Chance of at least as many wins as were found (count_wins) if teacher and students were exchangeable: their answers to each
+    example are dealt out anew. Students that are more alike than that win less often. teacher: for each task (examples), right
+    answers over seeds; students: such a list each."""
     from scipy.stats import permutation_test
     ends = np.cumsum([len(task) for task in teacher])
     columns = [np.concatenate(row) for row in (teacher, *students)]

@@ -101,7 +101,7 @@ def say_needs(args, checkpoints, train, device, say):
     the frozen teacher's outputs."""
     teacher, student = count_weights(checkpoints.teacher), count_weights(checkpoints.student, args.nlayers)
     memory = 4 * 5 * max(teacher, student)
-    disk = 4 * (teacher + (3 if args.undistilled else 2) * student + 2 * 4 * max(teacher, student)
+    disk = 4 * (teacher + (2 + args.undistilled + args.kd_200) * student + 2 * 4 * max(teacher, student)
                 + len(train) * train.task.rows * args.nlayers * checkpoints.hidden_size)
     there = available_memory(device)
     for what, needed, found, where in (("memory", memory, there, f"on {device.type}"),

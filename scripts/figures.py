@@ -81,7 +81,7 @@ def draw_curriculum(found, task):
 
 def draw_table(found, table):
     """A panel a task, a line a row: mean over seeds with its 95% interval (bootstrap over seeds and examples), each seed as a small
-    dot (equal ones below each other), the paper's number as a cross, the majority class as a vertical line."""
+    dot (equal ones below each other), the paper's number, of its own encoder, as a cross, the majority class as a vertical line."""
     tasks, names = found.tasks, [name for name in ROWS if any(found.cell(task, name) for task in found.tasks)]
     figure = Figure(figsize=(3.1 * len(tasks) + 2.6, 0.32 * len(names) + 1.6), layout="constrained")
     columns = {name: number for number, (name, metric) in reversed(list(enumerate(table["columns"]))) if metric.startswith("acc")}
@@ -89,7 +89,7 @@ def draw_table(found, table):
         for place, name in enumerate(names):
             cell = found.cell(task, name)
             if cell:
-                mean, low, high = (100 * value for value in mean_interval(found.right(task, [name], list(cell))))
+                mean, low, high = (100 * value for value in mean_interval(found.right(task, [name], list(cell)), least=0))
                 axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color="black", marker="o", markersize=5, capsize=2,
                               linewidth=1, label="mean, 95% interval" if place == 0 else None)
                 for value, count in Counter(figures["accuracy"] for figures in cell.values()).items():
@@ -97,7 +97,7 @@ def draw_table(found, table):
                                  label="a seed" if place == 0 and value == list(cell.values())[0]["accuracy"] else None)
             if task in columns and name in table["values"]:
                 axes.scatter(table["values"][name][columns[task]], place, marker="x", s=36, color="0.25",
-                             label="paper (another encoder)" if place == 0 else None)
+                             label="paper" if place == 0 else None)
         axes.axvline(100 * found.majority(task), color="0.6", linestyle=":", label="majority class")
         axes.set_title(task)
         axes.set_xlabel("dev accuracy, %")

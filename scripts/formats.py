@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pandas
 
-from run_records import own_seconds
-
 
 def as_frame(header, rows):
     frame = pandas.DataFrame(rows, columns=range(len(header)), dtype=str)
@@ -58,7 +56,8 @@ def marked(text):
 
 
 def to_html(page, drawings, records, places, output):
-    """One page that needs nothing else. drawings: (caption, svg text); places: {run: folder}, for links from where it is written."""
+    """One page that needs nothing else. drawings: (caption, svg text); places: {run: folder or file}, for links from where the page
+    is written to."""
     parts = []
     for number, (kind, content) in enumerate(page):
         if kind == "heading":
@@ -74,11 +73,8 @@ def to_html(page, drawings, records, places, output):
     parts.append("<h2>Runs</h2><ul>")
     for record in records:
         best = "; ".join(f"{name} {row['dev']['correct']}/{row['dev']['total']}" for name, row in record["rows"].items() if row["dev"])
-        name = escape(record["run"])
-        if record["run"] in places:
-            link = os.path.relpath(places[record["run"]].resolve(), output.resolve().parent if output else Path.cwd())
-            name = f'<a href="{escape(link)}/">{name}</a>'
-        parts.append(f"<li>{name}: {escape(best)}; {own_seconds(record):.0f} s</li>")
+        link = os.path.relpath(places[record["run"]].resolve(), output.resolve().parent if output else Path.cwd())
+        parts.append(f'<li><a href="{escape(link)}">{escape(record["run"])}</a>: {escape(best)}</li>')
     parts.append("</ul>")
     title = escape(page[0][1])
     return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'

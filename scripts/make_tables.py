@@ -10,6 +10,7 @@ Needs scripts/requirements.txt.
 """
 import statistics
 import sys
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,11 +18,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import numpy as np  # noqa: E402
 
-from arguments import OneLineParser  # noqa: E402
+from arguments import OneLineParser, build_parser  # noqa: E402
 from data_utils import TASKS, InputError  # noqa: E402
 from metrics import chance_of_wins, corrected, count_wins, expected_best, mean_interval, permutation_p  # noqa: E402
 from rows import MPDISTIL, ROWS, label_of, read_paper  # noqa: E402
-from run_records import Found, check_comparable, own_seconds, read_runs, write_compact  # noqa: E402
+from run_records import Found, check_comparable, process_seconds, read_runs, write_compact  # noqa: E402
 
 AGAINST = ("kd", "kd_200", "uniform", "teacher")  # what each MPDistil row is compared with
 FACTORS = {  # averaged over the other choice: (rows of one side, rows of the other)
@@ -29,8 +30,8 @@ FACTORS = {  # averaged over the other choice: (rows of one side, rows of the ot
     "competitive - collaborative": (["mpdistil_com_binary", "mpdistil_com_real"], ["mpdistil_col_binary", "mpdistil_col_real"])}
 CURVES = ("student", "kd", "kd_200", "uniform", "no_curriculum_col", *MPDISTIL)
 LEVEL = 0.05
-FEW = 10  # looks that phases 1 to 3 have by default
 MISSING = "missing"
+SAID = ("teacher_epochs", "epochs", "meta_epochs", "num_episodes", "tasks")  # flags that the page names anyway
 METRICS = {"acc": "accuracy", "f1": "f1"}  # the paper's word for a figure of result.json
 
 
@@ -98,26 +99,31 @@ def describe(found):
         flags, data = of_task[0]["flags"], of_task[0]["data"]
         sizes = ", ".join(f"{name.split('/')[1]} {split['examples']}" for name, split in data.items() if name.split("/")[0] == task)
         seeds = sorted({record["seed"] for record in of_task})
+        usual = vars(build_parser().parse_args(["--task", task, "--data_dir", ""]))
+        others = [f"--{name} {value}" for name, value in flags.items() if name not in SAID and usual.get(name) != value]
         yield (f"{task}: seeds {', '.join(map(str, seeds))}; {flags['teacher_epochs']} teacher, {flags['epochs']} student and "
                f"{flags['meta_epochs']} meta-teacher epochs, {flags['num_episodes']} episodes"
-               + ("" if flags["num_episodes"] == 200 else " (not the default, 200)") + f", as many looks for the control kd_200; examples: "
-               f"{sizes}.")
+               + ("" if flags["num_episodes"] == 200 else " (not the default, 200)") + ", as many looks for the control kd_200; "
+               + (f"{', '.join(others)}, other flags as by default" if others else "other flags as by default") + f"; examples: {sizes}.")
     absent = []
-    for name, split in sorted({key: value for record in found.records for key, value in record["data"].items()}.items()):
-        task, part = name.split("/")
-        official = TASKS[task].official
-        expected = {"quiz": (official[0] + 5) // 10, "dev": official[1], "test": official[2]}.get(part)
-        if expected is not None and split["examples"] != expected:
-            absent.append(f"{name} has {split['examples']} examples, the official files give {expected}")
-    yield ("Data: " + ("; ".join(absent) + ": rows are missing there, or it is other data." if absent else
-                       "all splits have the sizes that the official files give."))
+    sizes = {name: split["examples"] for record in found.records for name, split in record["data"].items()}
+    for task in TASKS:
+        train, dev, test = TASKS[task].official
+        for part, here, expected in (("train and quiz together", sizes.get(f"{task}/train", 0) + sizes.get(f"{task}/quiz", 0), train),
+                                     ("dev", sizes.get(f"{task}/dev"), dev), ("test", sizes.get(f"{task}/test"), test)):
+            if task not in found.tasks:  # of a task that is in the curriculum alone, quiz is all that is read
+                part, here, expected = "quiz", sizes.get(f"{task}/quiz"), (train + 5) // 10
+            if here is not None and here != expected:
+                absent.append(f"{task} {part} {here} examples, where the official files give {expected}")
+    yield ("Data: " + ("; ".join(dict.fromkeys(absent)) + ": rows are missing, or it is other data." if absent else
+                       "all that was read has the sizes of the official files."))
     used = {name: span(str(environment[name] or "none") for environment in environments)
             for name in ("gpu", "cpu_threads", "torch", "transformers")}
     commits = sorted({(environment["git_commit"] or "unknown")[:10] for environment in environments})
     memory = span((f"{record['peak_memory_bytes'] / 2 ** 30:.1f}" for record in found.records))
     yield (f"Machine: GPU {used['gpu']}, CPU threads a run {used['cpu_threads']}, torch {used['torch']}, transformers "
            f"{used['transformers']}, commit {', '.join(commits)}; peak memory of a run {memory} GiB; {len(found.records)} runs with "
-           f"{sum(map(own_seconds, found.records)) / 3600:.1f} process hours of training in all.")
+           f"{process_seconds(found.records) / 3600:.1f} process hours of training in all.")
 
 
 class Comparison:
@@ -127,6 +133,8 @@ class Comparison:
         self.task, self.what = task, what
         self.seeds = found.seeds(task, *first, *second)
         if self.seeds:
+            self.looks = [span([len(figures["looks"]) for name in names for figures in found.cell(task, name).values()])
+                          for names in (first, second)]
             a, b = (found.right(task, names, self.seeds) for names in (first, second))
             self.mean, self.low, self.high = mean_interval(a - b)
             self.by_seed, self.p = (a - b).sum(1), permutation_p(a, b)
@@ -134,22 +142,26 @@ class Comparison:
 
     @property
     def verdict(self):
-        """What may be said: a direction only where the corrected test and the interval carry it."""
+        """What may be said: a direction only where the corrected test and the interval carry it, and of more than one seed."""
+        if len(self.seeds) < 2:
+            return "one seed"
         if self.p_corrected < LEVEL and self.low > 0:
             return "higher"
         return "lower" if self.p_corrected < LEVEL and self.high < 0 else "no difference shown"
 
     def cells(self):
         if not self.seeds:
-            return [*self.what, MISSING, "", "", "", "", ""]
-        return [*self.what, f"{100 * self.mean:+.1f}", f"{100 * self.low:+.1f} to {100 * self.high:+.1f}",
+            return [*self.what, MISSING, "", "", "", "", "", ""]
+        return [*self.what, " : ".join(self.looks), f"{100 * self.mean:+.1f}", f"{100 * self.low:+.1f} to {100 * self.high:+.1f}",
                 " ".join(f"{value:+.3g}" for value in self.by_seed), probability(self.p), probability(self.p_corrected), self.verdict]
 
 
 def compare(found):
-    """All Comparisons: {(task, row, against)}, and those of the factors."""
+    """All Comparisons: {(task, row, against)}, and those of the factors. Where phases alternate, competitive rows are compared with the
+    teacher alone: the controls there begin with the collaborative loss's student."""
     rows = {(task, row, other): Comparison(found, task, [row], [other], [label_of(row), label_of(other)])
-            for task in found.tasks for row in MPDISTIL for other in AGAINST}
+            for task in found.tasks for row in MPDISTIL for other in AGAINST
+            if not found.alternating or ROWS[row].loss == "col" or other == "teacher"}
     factors = {(task, name): Comparison(found, task, *sides, [name]) for task in found.tasks for name, sides in FACTORS.items()}
     known = [comparison for comparison in (*rows.values(), *factors.values()) if comparison.seeds]
     for comparison, p in zip(known, corrected([comparison.p for comparison in known])):
@@ -159,8 +171,9 @@ def compare(found):
 
 def selection_table(found, task):
     """What keeping the best of many looks at dev is worth, in percent, the mean over seeds."""
-    header = [f"{task}: row", "looks", "kept", "mean of all looks", "last look", f"expected best of {FEW} looks", "kept - mean",
-              f"kept - best of {FEW}"]
+    few = few_looks(found, task)
+    header = [f"{task}: row", "looks", "kept", "mean of all looks", "last look", f"expected best of {few} looks", "kept - mean",
+              f"kept - best of {few}"]
     lines = []
     for name in CURVES:
         effect = selection_effect(found, task, name)
@@ -170,6 +183,11 @@ def selection_table(found, task):
     return header, lines
 
 
+def few_looks(found, task):
+    """Looks that phase 2 has."""
+    return next(record["flags"]["epochs"] for record in found.records if record["task"] == task)
+
+
 def selection_effect(found, task, name):
     """{figure: mean over seeds}, shares of dev; None without the row."""
     cell = found.cell(task, name)
@@ -177,7 +195,7 @@ def selection_effect(found, task, name):
         return None
     shares = [np.array(figures["looks"]) / figures["total"] for figures in cell.values()]
     means = {"kept": [figures["accuracy"] for figures in cell.values()], "mean": [share.mean() for share in shares],
-             "last": [share[-1] for share in shares], "few": [expected_best(share, FEW) for share in shares]}
+             "last": [share[-1] for share in shares], "few": [expected_best(share, few_looks(found, task)) for share in shares]}
     means = {key: float(np.mean(values)) for key, values in means.items()}
     return {**means, "looks": [len(share) for share in shares], "over_mean": means["kept"] - means["mean"],
             "over_few": means["kept"] - means["few"]}
@@ -216,8 +234,8 @@ def policy_table(found):
 def wins_table(found, table):
     """In how many tasks a student beats its teacher, ours and the paper's."""
     from scipy.stats import binom
-    header = ["student", "tasks", "above", "equal", "below", "chance of so many above if nothing differs", "paper: above", "equal", "below",
-              "chance by coin"]
+    header = ["student", "tasks", "above", "equal", "below", "chance of so many above", "paper: above", "equal", "below",
+              "chance of so many above"]
     lines, ours = [], {}
     columns = [number for number, (name, metric) in enumerate(table["columns"]) if metric in ("acc", "acc matched", "pearson")]
     for label, names in [*((label_of(name), [name]) for name in MPDISTIL), ("best of the four", MPDISTIL)]:
@@ -236,9 +254,10 @@ def wins_table(found, table):
             line += [MISSING, "", "", ""]
         paper = [(max(table["values"][name][column] for name in names), table["values"]["teacher"][column]) for column in columns]
         above, below = sum(a > b for a, b in paper), sum(a < b for a, b in paper)
-        share = len(names) / (len(names) + 1)  # of equals, the teacher alone is best once in 2, or once in 5
-        by_coin = binom.sf(above - 1, above + below, share)
-        lines.append(line + [str(above), str(len(paper) - above - below), str(below), probability(by_coin)])
+        # of two equals the teacher is best once in two, of five that are as different from each other once in five
+        shares = [1 / 2] if len(names) == 1 else [1 / 2, len(names) / (len(names) + 1)]
+        chances = [probability(binom.sf(above - 1, above + below, share)) for share in shares]
+        lines.append(line + [str(above), str(len(paper) - above - below), str(below), " to ".join(chances)])
     return header, lines, ours
 
 
@@ -246,6 +265,8 @@ def wins_table(found, table):
 
 def verdict_of(known, more, less, neither):
     """The words that the corrected tests of some Comparisons carry."""
+    if all(len(comparison.seeds) < 2 for comparison in known):
+        return "was compared in one seed alone, which shows no direction"
     higher, lower = (sum(comparison.verdict == word for comparison in known) for word in ("higher", "lower"))
     many = f"{len(known)} comparison{'s' * (len(known) > 1)}"
     said = [f"{words} in {count} of {many}" for words, count in ((more, higher), (less, lower)) if count]
@@ -283,23 +304,26 @@ def sentences(found, rows, factors, wins):
     students = answer("A student", against("teacher"), "is above its teacher", "is below its teacher",
                       "is not shown to differ from its teacher")
     if "best of the four" in wins:
-        singles = [won for label, (won, _, _) in wins.items() if label != "best of the four"]
+        singles = [f"{won} of {tasks}" for label, (won, tasks, _) in wins.items() if label != "best of the four"]
         won, tasks, chance = wins["best of the four"]
-        students = (f"{students[:-1]}; by their means alone single variants are above it in {span(singles)} of {tasks} tasks and the best "
-                    f"of the four in {won}, whose chance would be {probability(chance)} if nothing differed.")
+        looks = span([" against ".join(comparison.looks) for comparison in against("teacher")])
+        students = (f"{students[:-1]}; by their means alone single variants are above it in {span(singles)} tasks and the best of the four "
+                    f"in {won} of {tasks}, whose chance is at most {probability(chance)} if nothing differs; what is kept is the best of "
+                    f"{looks} looks, which favours the student.")
     worth = []
-    for task in found.tasks:
+    for task in found.tasks if found.records[0]["select_on"] == "dev" else ():
         effects = [effect for effect in (selection_effect(found, task, name) for name in (*MPDISTIL, "uniform")) if effect]
         over = {key: span([100 * effect[key] for effect in effects], lambda value: f"{value:.1f}") for key in ("over_mean", "over_few")}
         looks = span([looks for effect in effects for looks in effect["looks"]])
-        worth += [f"on {task} {over['over_mean']} points over the mean of its {looks} looks and {over['over_few']} over the best of {FEW}"
-                  ] * bool(effects)
-    return [*lines, students, f"Keeping phase 4's best look at dev is worth {'; '.join(worth)}." if worth else "Selection: not run."]
+        worth += [f"on {task} {over['over_mean']} points above the mean of its {looks} looks and {over['over_few']} above what the best of "
+                  f"{few_looks(found, task)} would be"] * bool(effects)
+    return [*lines, students, f"The best look at dev that phase 4 keeps stands {'; '.join(worth)}." if worth else
+            "Selection on dev: phase 4 was not run, or dev did not select."]
 
 
 # --- output ------------------------------------------------------------------------------------------------------------------
 
-def build(found, table, table_name, unfinished, source):
+def build(found, table, table_name, left_out, source):
     """The page, as formats.py describes it."""
     rows, factors = compare(found)
     header, lines, wins = wins_table(found, table)
@@ -313,20 +337,25 @@ def build(found, table, table_name, unfinished, source):
     partly = [f"{task}: {', '.join(names)}" for task in found.tasks if (names := [name for name in ROWS if not found.cell(task, name)])]
     if partly:
         page.append(("text", f"Missing rows: {'; '.join(partly)}."))
-    if unfinished:
-        page.append(("text", f"{len(unfinished)} unfinished runs were left out: {', '.join(folder.name for folder in unfinished)}."))
-    if found.records[0]["protocol"] == "paper":
+    if left_out:
+        page.append(("text", f"Left out: {'; '.join(left_out)}."))
+    if found.alternating:
+        page.append(("text", "Phases 2 and 3 alternate, so that a distilled student hangs on the loss: the rows `kd` and `kd_200` are the "
+                             "collaborative ones, and competitive rows are not compared with them or with `uniform`."))
+    if found.records[0]["protocol"] == "paper" and not found.records[0]["set"]:
         page.append(("text", "In `paper` the meta-teacher is a constant for the student: loss and reward reach it by the policy alone. "
                              "So `without curriculum` is the same computation with either loss, and one uniform run stands for all four."))
     page += [("heading", "What the runs say"), ("list", sentences(found, rows, factors, wins)),
              ("heading", "What was run"), ("list", list(describe(found))),
              ("heading", "Correct answers by seed"), ("table", ("counts", *count_table(found))),
              ("heading", "Paired differences"),
-             ("text", "Row minus the row that it is compared with, in points, over the seeds that both have. Interval: 95%, bootstrap over "
-                      "seeds and examples. By seed: difference in correct answers. p: permutation test, an example's answers of all seeds "
-                      "swapped together; corrected for all comparisons on this page (Holm). A direction is given only where the "
-                      f"corrected p is below {LEVEL:g} and the interval leaves zero out.")]
-    columns = ["difference", "95% interval", "by seed", "p", "corrected", "so"]
+             ("text", "Row minus the row that it is compared with, in points, over the seeds that both have. Looks: at dev, of which each "
+                      "side kept the best; more of them favour a side. Interval: 95%, the outer ends of a bootstrap over seeds and "
+                      "examples and of Student's t over seeds. By seed: difference in correct answers. p: permutation test, an example's "
+                      "answers of all seeds swapped together, for these seeds; corrected for all comparisons on this page (Holm). A "
+                      f"direction is given only where the corrected p is below {LEVEL:g} and the interval leaves zero out. Comparisons of "
+                      "one task are not independent: the four rows share their first student and their controls.")]
+    columns = ["looks", "difference", "95% interval", "by seed", "p", "corrected", "so"]
     for task in found.tasks:
         page.append(("table", (f"differences {task}", [f"{task}: row", "minus", *columns],
                                [comparison.cells() for (of_task, _, _), comparison in rows.items() if of_task == task])))
@@ -336,14 +365,18 @@ def build(found, table, table_name, unfinished, source):
              ("text", "Means over seeds; entropy in nats (of n tasks at most ln n), reward summed over an episode. Real and binary "
                       "rewards, and those of the two losses' meta-teachers, are different scales."),
              ("table", ("policy", *policy_table(found)))]
-    page += [("heading", "What selecting on dev is worth"),
-             ("text", "Dev accuracy in percent, means over seeds: of the look that was kept, of all looks, of the last one, and of the "
-                      f"best of {FEW} looks drawn from the same curve, as many as the other phases have.")]
-    page += [("table", (f"selection {task}", *selection_table(found, task))) for task in found.tasks]
+    if found.records[0]["select_on"] == "dev":
+        page += [("heading", "What selecting on dev is worth"),
+                 ("text", "Dev accuracy in percent, means over seeds: of the look that was kept, of all looks, of the last one, and of the "
+                          "best of as many looks as phase 2 has, drawn from the same curve. What is kept stands above the mean by "
+                          "selection and by what is learnt on the way.")]
+        page += [("table", (f"selection {task}", *selection_table(found, task))) for task in found.tasks]
     page += [("heading", "Does the student beat its teacher?"),
-             ("text", "Tasks in which the student's mean over seeds is above, equal to or below its teacher's. Chance: answers of teacher "
-                      "and students dealt out anew, example by example. For the paper, whose answers are not known: one in two for a "
-                      "single student, four in five for the best of four, ties left out."),
+             ("text", "Tasks in which the student's mean over seeds is above, equal to or below its teacher's. Chance of so many "
+                      "above if nothing differs: answers of teacher and students dealt out anew, example by example, which for four "
+                      "students that are alike is too high, and leaves out that students were kept from more looks. For the paper, whose "
+                      "answers are not known, ties left out: one in two for a student, one in two (four that are the same) to four in "
+                      "five (four as different as the teacher) for the best of four."),
              ("table", ("wins", header, lines))]
     return page
 
@@ -383,8 +416,14 @@ def make(args):
     check_comparable(records)
     if args.compact:
         write_compact(records, args.compact)
-    paper, found = read_paper(), Found(records)
+    paper = read_paper()
     table = paper[f"table_{args.table}"]
+    columns = dict.fromkeys(name for name, _ in table["columns"])
+    others = Counter(record["task"] for record in records if record["task"] not in columns)
+    records = [record for record in records if record["task"] in columns]
+    if not records:
+        raise InputError(f"--table {args.table}: runs of {', '.join(others)} found, expected some of {', '.join(columns)}")
+    found = Found(records)
     import formats  # here, like figures: they need what requirements.txt does not bring
     if args.figures or args.format == "html":
         from figures import draw_all
@@ -392,7 +431,9 @@ def make(args):
     if args.format == "csv":
         text = formats.to_csv(*cell_lines(found, table))
     else:
-        page = build(found, table, args.table, unfinished, paper["source"])
+        left_out = [f"{count} runs of {task}, which has no column" for task, count in others.items()]
+        left_out += [f"{folder.name}, unfinished" for folder in unfinished]
+        page = build(found, table, args.table, left_out, paper["source"])
         text = {"md": formats.to_markdown, "tex": formats.to_tex}[args.format](page) if args.format != "html" else formats.to_html(
             page, drawings, records, places, args.output)
     if args.output:

@@ -1,9 +1,9 @@
 """Finished runs as records: what tables and figures are made from, read from run folders or from a compact file without weights.
 
 A record is a JSON object: `run` (task folder/run folder), what was run (task, protocol, set, loss, reward, curriculum, seed, encoder,
-select_on, flags), what it read (data, dev_labels), and what came out: rows as in result.json; looks, the right answers on dev of each
-look at it, by phase; by episode rewards, entropies and actions, a sign a step (0: the first of flags.tasks); seconds, peak memory,
-environment.
+select_on, flags, phase_order), what it read (data, dev_labels), and what came out: rows as in result.json; looks, the right answers on
+dev of each look at it, by phase; by episode rewards, entropies and actions, a sign a step (0: the first of flags.tasks); phases, the
+identities of those that runs share; seconds, peak memory, environment.
 """
 import json
 import string
@@ -44,7 +44,9 @@ def read_folder(folder):
             looks.setdefault(line["phase"], []).append(line["scores"]["dev"]["correct"])
     return {"run": f"{folder.parent.name}/{folder.name}",
             **{name: result[name] for name in ("task", "protocol", "set", "loss", "reward", "curriculum", "seed", "stopped_after",
-                                               "select_on", "dev_labels", "rows", "seconds", "peak_memory_bytes", "reused")},
+                                               "select_on", "dev_labels", "rows", "seconds", "peak_memory_bytes")},
+            "phase_order": result["protocol_choices"]["phase_order"],
+            "phases": {name: phase["identity"][:16] for name, phase in result["phases"].items()},
             "encoder": {**{side: Path(result[f"{side}_model"]).name for side in ("teacher", "student")}, "nlayers": result["nlayers"],
                         **{f"{side}_sha256": result["data"][f"{side}_model"] for side in ("teacher", "student")}},
             "flags": {name: value for name, value in args.items() if name not in NOT_A_SETTING},
@@ -68,7 +70,7 @@ def read_compact(path):
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
             records.append(json.loads(line))
-            assert isinstance(records[-1]["rows"], dict)
+            assert isinstance(records[-1]["rows"], dict) and isinstance(records[-1]["phases"], dict)
         except (ValueError, KeyError, TypeError, AssertionError):
             raise InputError(f"{path}:{number}: not the record of a run; expected what make_tables.py --compact wrote") from None
     return records
@@ -81,23 +83,21 @@ def write_compact(records, path):
 
 
 def read_runs(paths):
-    """(records, {run: its folder} where there is one, folders of unfinished runs) of run folders, folders of them, and compact files."""
+    """(records, {run: its folder or compact file}, folders of unfinished runs) of run folders, folders of them, and compact files."""
     records, places, unfinished = {}, {}, []
     for path in paths:
         if path.is_file():
-            found = [(record, None) for record in read_compact(path)]
+            found = [(record, path) for record in read_compact(path)]
         else:
             finished, left = find_runs(path)
             unfinished += left
             found = [(read_folder(folder), folder) for folder in finished]
         if not found:
             raise InputError(f"{path}: no finished run found; expected a run folder, a folder of run folders or a compact file")
-        for record, folder in found:
+        for record, place in found:
             if record["run"] in records:
                 raise InputError(f"{path}: run {record['run']} found twice; give it once")
-            records[record["run"]] = record
-            if folder:
-                places[record["run"]] = folder
+            records[record["run"]], places[record["run"]] = record, place
     return [records[name] for name in sorted(records)], places, unfinished
 
 
@@ -119,19 +119,27 @@ def check_comparable(records):
 
 
 class Found:
-    """Rows of runs by task, row and seed: what result.json says of a row, with the looks of its phase and its record."""
+    """Rows of runs by task, row and seed: what result.json says of a row, with the looks of its phase and its record. Where phases 2
+    and 3 alternate, a distilled student is another one with each loss: the rows kd and kd_200 are then the collaborative ones.
+    InputError where runs say different things of one row and seed."""
 
     def __init__(self, records):
         self.records, self.cells = records, {}
-        for record in sorted(records, key=lambda r: (r["loss"] != "col", r["run"])):  # of equal rows, the collaborative run's
+        self.alternating = records[0]["phase_order"] == "alternating"
+        for record in records:
             for name, row in ROWS.items():
+                if self.alternating and row.found_as in ("kd", "kd_200") and record["loss"] != "col":
+                    continue
                 figures = record["rows"].get(row.found_as)
                 wanted = all(value in (None, record[key]) for key, value in (("loss", row.loss), ("reward", row.reward),
                                                                               ("curriculum", row.curriculum)))
                 if wanted and figures and figures["dev"]:
                     looks = record["looks"][row.found_as if row.phase != "phase 4" else "mpdistil"]
-                    self.cells.setdefault((record["task"], name), {}).setdefault(
-                        record["seed"], {**figures["dev"], "looks": looks, "record": record})
+                    new = {**figures["dev"], "looks": looks, "record": record}
+                    cell = self.cells.setdefault((record["task"], name), {}).setdefault(record["seed"], new)
+                    if cell["right"] != new["right"]:
+                        raise InputError(f"runs {cell['record']['run']} and {record['run']}: both have the row {name} of {record['task']}, "
+                                         f"seed {record['seed']}, with different answers; give one of them")
         self.tasks = [task for task in TASKS if any(record["task"] == task for record in records)]
 
     def cell(self, task, name):
@@ -156,6 +164,7 @@ class Found:
         return next(record["dev_labels"] for record in self.records if record["task"] == task)
 
 
-def own_seconds(record):
-    """Seconds of the phases that the run computed itself."""
-    return sum(seconds for name, seconds in record["seconds"].items() if name not in record["reused"])
+def process_seconds(records):
+    """Seconds of training behind runs: phase 4 of each, and every phase that they share once."""
+    shared = {identity: record["seconds"][name] for record in records for name, identity in record["phases"].items()}
+    return sum(shared.values()) + sum(record["seconds"].get("mpdistil", 0) for record in records)

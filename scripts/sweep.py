@@ -6,7 +6,8 @@
 Flags that are not listed below go to main_superglue.py as they are. Per task and seed a first run computes what the others share
 (teacher, distilled students, meta-teacher), then come the runs of phase 4. With --go, runs that are finished are skipped, those that were
 ended go on, those that failed are listed at the end with their logs and tried again when the same command is given. SIGINT (Ctrl-C),
-SIGTERM and SIGUSR1 are passed on to the runs, which save and end; a second one ends them at once.
+SIGTERM, SIGUSR1 and SIGHUP are passed on to the runs, which save and end; a second one ends them at once. A run counts as finished by its
+arguments: remove its folder where data or code have changed.
 """
 import argparse
 import json
@@ -31,7 +32,8 @@ from rows import ALIASES, PHASES, ROWS, find_rows  # noqa: E402
 OWN = ("--task", "--seed", "--use_comp_loss", "--reward_function", "--curriculum", "--undistilled", "--kd_200", "--stop_after",
        "--output_dir", "--phase_dir", "--fresh")  # flags of main_superglue.py that the sweep sets itself
 TASK_NAMES = ("BoolQ", "CB", "COPA", "RTE", "WiC", "WSC")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+STOPS = ("teacher", "kd", "meta_teacher", None)
 
 
 @dataclass
@@ -61,21 +63,38 @@ class Job:
         """Whether the folder holds this run, finished; ValueError if it is another one's."""
         if not (self.folder / "args.json").is_file():
             return False
-        there = json.loads((self.folder / "args.json").read_text(encoding="utf-8"))
-        for name, value in vars(self.args).items():
-            same = value is None or there.get(name) == value  # None: filled in from the data
-            if name not in NOT_PART_OF_THE_RUN and not same and str(there.get(name)).lower() != str(value).lower():
-                raise ValueError(f"{self.folder}: holds a run with --{name} {there.get(name)!r}, wanted is {value!r}; give another "
-                                 "--output_dir")
-        return (self.folder / "result.json").is_file() and self.result()["stopped_after"] == self.args.stop_after
+        there = self.read("args.json")
+        for name, wanted in vars(self.args).items():
+            found = there.get(name)
+            if name == "task":
+                found, wanted = str(found).lower(), wanted.lower()
+            if name == "tasks":  # without the flag they are those of the data; the main task is always one
+                found = sorted(task.lower() for task in found or ())
+                wanted = sorted({*map(str.lower, wanted), self.args.task.lower()}) if wanted else found
+            if name not in NOT_PART_OF_THE_RUN and found != wanted:
+                raise ValueError(f"{self.folder}: holds a run with --{name} {found!r}, wanted is {wanted!r}; give another --output_dir")
+        return (self.folder / "result.json").is_file() and (
+            STOPS.index(self.read("result.json")["stopped_after"]) >= STOPS.index(self.args.stop_after))
 
-    def result(self):
-        return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
+    def read(self, name):
+        """The JSON object in a file of the run's folder."""
+        try:
+            content = json.loads((self.folder / name).read_text(encoding="utf-8"))
+            assert isinstance(content, dict)
+        except (ValueError, AssertionError):
+            raise ValueError(f"{self.folder / name}: not the JSON that a run wrote; remove {self.folder}") from None
+        return content
+
+    def has_shared(self):
+        """Whether the run has got as far as the phases that the others share."""
+        metrics = self.folder / "metrics.jsonl"
+        return metrics.is_file() and '"phase": "meta_teacher"' in metrics.read_text(encoding="utf-8")
 
     def seconds(self):
-        """What the finished run computed itself, in seconds."""
-        result = self.result()
-        return sum(seconds for name, seconds in result["seconds"].items() if name not in result["reused"])
+        """Seconds of the phases that are this job's part in the sweep."""
+        result = self.read("result.json")
+        return sum(seconds for name, seconds in result["seconds"].items()
+                   if self.kind == "shared col" or name == "mpdistil" or (self.kind != "phase 4" and name not in result["reused"]))
 
 
 def plan(tasks, seeds, rows, output_dir, data_dir, more):
@@ -152,6 +171,8 @@ class Sweep:
             job.process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
         job.started = time.monotonic()
         self.running.append(job)
+        if self.signum:  # it came while the run was being started
+            job.process.send_signal(signal.SIGTERM)
 
     def step(self, bar):
         """Take note of what ended, begin what may begin."""
@@ -172,7 +193,7 @@ class Sweep:
             if job is None:
                 break
             self.waiting.remove(job)
-            if job.after in self.failed:
+            if job.after in self.failed and not job.after.has_shared():
                 self.failed.append(job)
                 self.ended.add(id(job))
                 continue
@@ -198,6 +219,9 @@ class Sweep:
                     time.sleep(0.2)
                     self.step(bar)
         finally:
+            for job in self.running:  # an error ended the loop
+                job.process.terminate()
+                job.process.wait()
             for signum, handler in before.items():
                 signal.signal(signum, handler)
         for job in self.failed:
@@ -213,6 +237,15 @@ class Sweep:
 
 
 # --- how long a sweep takes ------------------------------------------------------------------------------------------------
+
+def with_input_errors(work):
+    """work(), what the data or the encoder is refused for being a ValueError."""
+    from data_utils import InputError
+    try:
+        return work()
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
 
 def split_tokens(args):
     """Tokens of each split of the main task as the encoder reads them, mean tokens of a quiz example over the curriculum's tasks,
@@ -253,8 +286,10 @@ def measured_rates(folders):
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         args = argparse.Namespace(**json.loads((folder / "args.json").read_text(encoding="utf-8")))
         encoders.add(result["data"]["teacher_model"])
-        facts = known.setdefault((args.task, args.teacher_model, args.data_dir, args.max_seq_length), None) or split_tokens(args)
-        known[args.task, args.teacher_model, args.data_dir, args.max_seq_length] = facts
+        key = args.task, args.teacher_model, args.data_dir, args.max_seq_length
+        if key not in known:
+            known[key] = with_input_errors(lambda: split_tokens(args))
+        facts = known[key]
         for phase, work in work_of(args, facts).items():
             if phase in result["seconds"]:
                 rates.setdefault(phase, []).append(result["seconds"][phase] / work)
@@ -269,7 +304,9 @@ def estimate(jobs, folders, side_by_side):
     total, computed = {}, set()
     for job in jobs:
         task, args = job.args.task, job.args
-        facts = total.setdefault(task, {"facts": split_tokens(args), "seconds": 0.0})["facts"]
+        if task not in total:
+            total[task] = {"facts": with_input_errors(lambda: split_tokens(args)), "seconds": 0.0}
+        facts = total[task]["facts"]
         if facts["encoder"] != encoder:
             raise ValueError(f"--estimate_from: measured with another encoder than --teacher_model {args.teacher_model}; give runs of the "
                              "same")
@@ -297,8 +334,9 @@ def parse(argv=None):
     parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False,
                            epilog="All other flags go to main_superglue.py.")
     parser.add_argument("--data_dir", required=True, help="as main_superglue.py takes it")
-    parser.add_argument("--tasks", nargs="+", default=list(TASK_NAMES), metavar="TASK", help="main tasks (default: all six); the "
-                        "curriculum has every task found in --data_dir")
+    parser.add_argument("--tasks", nargs="+", default=list(TASK_NAMES), metavar="TASK", help="main tasks (default: all six)")
+    parser.add_argument("--curriculum_tasks", nargs="+", metavar="TASK", help="main_superglue.py's --tasks: curriculum tasks (default: "
+                        "every task found in --data_dir)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], metavar="SEED", help="(default: 42)")
     parser.add_argument("--rows", nargs="+", default=["all"], metavar="ROW", help=f"of {', '.join([*ROWS, *ALIASES])} (default: all)")
     parser.add_argument("--output_dir", type=Path, default=Path("runs"), help="run folders are made in <output_dir>/<task>/, which "
@@ -308,6 +346,8 @@ def parse(argv=None):
     parser.add_argument("--estimate_from", nargs="+", type=Path, metavar="RUN_FOLDER", help="also say how long the sweep takes, by the "
                         "steps of these finished runs of the same encoder")
     args, more = parser.parse_known_args(argv)
+    if args.curriculum_tasks:
+        more = ["--tasks", *args.curriculum_tasks, *more]
     if args.jobs < 1:
         parser.error(f"argument --jobs: {args.jobs} found, expected at least 1")
     taken = [word for word in more if word.split("=")[0] in OWN]
@@ -339,7 +379,7 @@ def main(argv=None):
             return Sweep(jobs, args.jobs).run()
         for job in jobs:
             print(f"{'# finished: ' if job.finished() else ''}{shlex.join(['python', 'main_superglue.py', *job.words])}")
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -35,14 +35,19 @@ def without_times(path):
 def test_kd_200_has_as_many_steps_and_looks_as_phase_4(protocol, command, monkeypatch):
     """And is a phase that runs share, whose presence changes no other row."""
     flags = dict(protocol=protocol, num_episodes=3, train_dataloader_size=8, val_dataloader_size=2)
-    steps = Counter()
-    train_on = meta_policy.Epochs.train_on
+    steps, updates = Counter(), Counter()
+    train_on, apply_gradients = meta_policy.Epochs.train_on, meta_policy.apply_gradients
 
     def counting(self, indices):
         steps[self.phase, len(indices)] += 1
         return train_on(self, indices)
 
+    def updating(optimizer, settings):
+        updates[type(settings).__name__, settings.epochs] += 1
+        apply_gradients(optimizer, settings)
+
     monkeypatch.setattr(meta_policy.Epochs, "train_on", counting)
+    monkeypatch.setattr(meta_policy, "apply_gradients", updating)
     code, plain = command(folder="plain/run", **flags)
     assert code == 0 and "kd_200" not in result_of(plain)["rows"]
     code, with_control = command(folder="control/run", kd_200=True, **flags)
@@ -52,6 +57,7 @@ def test_kd_200_has_as_many_steps_and_looks_as_phase_4(protocol, command, monkey
     assert [line["epoch"] for line in metrics if line["phase"] == "kd_200"] == [1, 2, 3]
     episodes = read_lines(with_control / "trajectories.jsonl")
     assert {key: count for key, count in steps.items() if key[0] == "kd_200"} == {("kd_200", 8): sum(len(e["actions"]) for e in episodes)}
+    assert updates["Distillation", 3] == (sum(len(e["actions"]) for e in episodes) if protocol == "paper" else 3)
     chosen = [line["scores"]["dev"]["accuracy" if protocol == "paper" else "f1"] for line in metrics if line["phase"] == "kd_200"]
     assert result["rows"]["kd_200"]["dev"]["epoch"] == 1 + chosen.index(max(chosen))
     assert [line for line in metrics if line["phase"] != "kd_200"] == without_times(plain / "metrics.jsonl")

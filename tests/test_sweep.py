@@ -5,6 +5,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -82,7 +83,8 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 from arguments import parse_arguments
 args = parse_arguments(sys.argv[1:])
-with open({log!r}, "a") as log: log.write(f"start {{args.output_dir.name}} {{os.environ.get('OMP_NUM_THREADS')}}\\n")
+name = args.task + "/" + args.output_dir.name
+with open({log!r}, "a") as log: log.write(f"start {{name}} {{os.environ.get('OMP_NUM_THREADS')}}\\n")
 args.output_dir.mkdir(parents=True, exist_ok=True)
 (args.output_dir / "args.json").write_text(json.dumps({{n: str(v) if isinstance(v, Path) else v for n, v in vars(args).items()}}))
 print("at work", flush=True)
@@ -90,7 +92,7 @@ time.sleep({sleep})
 if args.task == "CB" and Path({broken!r}).exists() and not args.stop_after is None: sys.exit(1)
 result = {{"stopped_after": args.stop_after, "seconds": {{"teacher": 1.0}}, "reused": []}}
 (args.output_dir / "result.json").write_text(json.dumps(result))
-with open({log!r}, "a") as log: log.write(f"end {{args.output_dir.name}}\\n")
+with open({log!r}, "a") as log: log.write(f"end {{name}}\\n")
 """
 
 
@@ -113,8 +115,10 @@ def test_shared_phases_come_first_and_finished_runs_are_skipped(stand_in, capsys
     assert run(*words) == 0
     found = lines()
     assert len(found) == 12 and {line.split()[-1] for line in found if line.startswith("start")} == {str(max(1, os.cpu_count() // 2))}
-    shared = "end paper-col-shared-seed42"
-    assert shared in found and min(n for n, line in enumerate(found) if "policy" in line) > found.index(shared)
+    for task in ("CB", "COPA"):
+        shared = found.index(f"end {task}/paper-col-shared-seed42")
+        others = [n for n, line in enumerate(found) if f" {task}/" in line and "shared" not in line]
+        assert len(others) == 4 and min(others) > shared
     assert "6 of 6 runs are finished" in capsys.readouterr().out
     assert run(*words) == 0 and len(lines()) == 12                        # nothing left to do
     assert run(*words, "--seeds", "42", "43") == 0 and len(lines()) == 24  # the new seed alone
@@ -135,6 +139,70 @@ def test_failed_runs_are_listed_and_tried_again(stand_in, capsys):
     broken.unlink()
     assert run(*words) == 0 and "4 of 4 runs are finished" in capsys.readouterr().out
     assert sum(line.startswith("start") for line in lines()) == 5  # only CB's two, one of them for the second time
+
+
+def test_dependents_go_on_where_the_shared_phases_are_there(stand_in, tmp_path, capsys):
+    """A control that fails at the end of the first run does not hold up the column."""
+    run, lines, broken = stand_in
+    broken.touch()
+    folder = tmp_path / "runs" / "cb" / "paper-col-shared-seed42"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"phase": "meta_teacher"}\n')
+    assert run("--tasks", "CB", "--rows", "uniform") == 1
+    assert "1 of 2 runs are finished" in capsys.readouterr().out and "end CB/paper-col-binary-uniform-seed42" in lines()
+
+
+@pytest.mark.parametrize("signum, times", [(signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGHUP, 1)])
+def test_a_signal_reaches_all_runs(signum, times, stand_in, capsys):
+    run, lines, _ = stand_in
+    begun = time.monotonic()
+
+    def send():
+        while sum(line.startswith("start") for line in lines()) < 2:
+            time.sleep(0.05)
+        for _ in range(times):
+            os.kill(os.getpid(), signum)
+            time.sleep(0.05)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    code = run("--tasks", "CB", "COPA", "--rows", "uniform", "--jobs", "2", sleep=60.0)
+    sender.join()
+    said = capsys.readouterr().out
+    assert code == 128 + signum and time.monotonic() - begun < 30 and f"ended by {signal.Signals(signum).name}" in said
+    assert said.count("ended with code") == 2 and not any(line.startswith("end") for line in lines())
+
+
+def test_an_error_leaves_no_run_behind(stand_in, monkeypatch):
+    run, lines, _ = stand_in
+
+    def step(self, bar):
+        if self.running and lines():
+            raise OSError("no space left on device")
+        if not self.running:
+            self.start(self.waiting[0])
+
+    monkeypatch.setattr(sweep.Sweep, "step", step)
+    began = time.monotonic()
+    assert run("--tasks", "CB", "--rows", "kd", sleep=60.0) == 2 and time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("there, wanted", [({"eval_batch_size": 16}, []), ({"learning_rate": 1.0}, []),
+                                           ({"tasks": ["CB"]}, ["CB", "COPA"])])
+def test_a_folder_with_other_arguments_is_not_taken_for_finished(there, wanted, tmp_path):
+    more = ["--tasks", *wanted] if wanted else []
+    job = sweep.plan(["CB"], [1], ["kd"], tmp_path, "data", more)[0]
+    job.folder.mkdir(parents=True)
+    values = {name: str(value) if name.endswith("_dir") else value for name, value in vars(job.args).items()}
+    (job.folder / "result.json").write_text('{"stopped_after": "meta_teacher"}')
+    (job.folder / "args.json").write_text(json.dumps(values))
+    assert job.finished()  # and further than kd
+    (job.folder / "args.json").write_text(json.dumps({**values, **there}))
+    with pytest.raises(ValueError, match=f"--{next(iter(there))}"):
+        job.finished()
+    (job.folder / "args.json").write_text("[]")
+    with pytest.raises(ValueError, match="args.json: not the JSON that a run wrote"):
+        job.finished()
 
 
 def test_time_left_is_learnt_from_finished_runs(tmp_path):

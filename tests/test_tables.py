@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from conftest import ROOT
 from metrics import (chance_of_wins, corrected, count_wins, exact_interval, expected_best, mean_interval, permutation_p)
@@ -27,8 +28,10 @@ def test_exact_interval():
 
 
 def test_mean_interval():
-    mean, low, high = mean_interval(np.array([[1, 1, 1, 1], [0, 0, 0, 0]]))   # seeds differ, examples do not: 0, 1/2 or 1 when drawn
-    assert (mean, low, high) == (0.5, 0.0, 1.0)
+    assert mean_interval(np.array([[1, 1, 1, 1], [0, 0, 0, 0]])) == (0.5, -1, 1)  # two seeds that differ say nothing
+    assert mean_interval(np.array([[1, 1, 1, 1], [0, 0, 0, 0]]), least=0) == (0.5, 0, 1)
+    mean, low, high = mean_interval(np.repeat([[0], [0], [1], [1], [1]], 9, 1))   # t, 4 degrees of freedom: 2.776 sd / sqrt(5)
+    assert (mean, low, high) == pytest.approx((0.6, 0.6 - 2.776445 * 0.3 ** 0.5 / 5 ** 0.5, 1))
     values = (np.random.default_rng(1).random((5, 400)) < 0.6).astype(int)
     mean, low, high = mean_interval(values)
     assert mean == values.mean() and 1 < (high - low) / (2 * 1.96 * np.sqrt(0.24 / 2000)) < 2  # independent answers: up to sqrt(3)
@@ -85,10 +88,12 @@ def made_up(task="CB", seed=42, loss="col", reward="binary", curriculum="policy"
     looks = {"mpdistil" if row == last else row: [10] * (LOOKS - 1) + [right] for row, right in answers.items()}
     return {"run": f"{task.lower()}/paper-{loss}-{reward}-{curriculum}-seed{seed}", "task": task, "protocol": "paper", "set": [],
             "loss": loss, "reward": reward, "curriculum": curriculum or "policy", "seed": seed, "stopped_after": None, "select_on": "dev",
-            "dev_labels": [22, 18], "rows": rows, "seconds": {"teacher": 3600.0, "kd": 5.0}, "peak_memory_bytes": 2 ** 30, "reused": ["kd"],
+            "dev_labels": [22, 18], "rows": rows, "seconds": {"teacher": 1800.0, **({"mpdistil": 900.0} if curriculum else {})},
+            "peak_memory_bytes": 2 ** 30, "phases": {"teacher": f"{task}{seed}"}, "phase_order": "sequential",
             "encoder": {"teacher": "tiny", "student": "tiny", "nlayers": 3, "teacher_sha256": "a" * 64, "student_sha256": "a" * 64},
             "flags": {"teacher_epochs": 10, "epochs": 10, "meta_epochs": 10, "num_episodes": LOOKS, "tasks": ["BoolQ", "CB"]},
-            "data": {f"{task}/dev": {"examples": EXAMPLES}, "BoolQ/quiz": {"examples": 853}}, "looks": looks, "rewards": [0.5] * episodes,
+            "data": {f"{task}/dev": {"examples": EXAMPLES}, f"{task}/train": {"examples": 200}, f"{task}/quiz": {"examples": 50},
+                     "BoolQ/quiz": {"examples": 853}}, "looks": looks, "rewards": [0.5] * episodes,
             "entropies": [1.0] * episodes, "actions": ["0111"] * episodes,
             "environment": {"python": "3", "torch": "2", "transformers": "5", "cpu_threads": 2, "gpu": None, "git_commit": "c" * 40,
                             "git_changes": False}, **changes}
@@ -133,12 +138,18 @@ def test_ours_beside_the_papers(tables):
                        "64.4"]
     assert "CB acc (n = 3)" in text and "COPA acc (n = 1)" in text and "Missing: no runs of BoolQ acc, RTE acc, WiC acc, WSC acc." in text
     assert row_of(text, "Majority class")[3] == "55.0" and "| Teacher" in text and "30, 30, 30" in text
-    assert "BoolQ/quiz has 853 examples, the official files give 943" in text and "12 episodes (not the default, 200)" in text
-    records[0]["rows"]["kd"]["dev"].update(correct=24, accuracy=0.6, right="1" * 24 + "0" * 16)
+    assert "BoolQ quiz 853 examples, where the official files give 943" in text and "COPA train and quiz together 250" in text
+    assert "CB train" not in text and "--max" not in text and "12 episodes (not the default, 200)" in text
+    assert "32 runs with 9.0 process hours" in text  # 4 teachers of half an hour that runs share, 4 x 7 times a quarter of an hour
+    for record in records[:8]:  # those of CB's first seed
+        record["rows"]["kd"]["dev"].update(correct=24, accuracy=0.6, right="1" * 24 + "0" * 16)
     assert row_of(tables(records)[1], "Distilled student")[3] == "53.3 ± 5.8"  # 60, 50, 50
     text = tables([record for record in records if record["curriculum"] != "uniform"])[1]
     assert "Missing rows: CB: uniform; COPA: uniform." in text and row_of(text, "Control: uniform")[3] == "missing"
-    assert tables(records, table="4")[1].startswith("# Table 4: GLUE") and "no runs of MNLI acc matched" in tables(records, table="4")[1]
+    text = tables(records + column("RTE"), table="4")[1]
+    assert text.startswith("# Table 4: GLUE") and "no runs of MNLI acc matched" in text and row_of(text, "Teacher")[15] == "75.0 ± 0.0"
+    assert "Left out: 24 runs of CB, which has no column; 8 runs of COPA, which has no column." in text
+    assert "--table 4: runs of CB, COPA found, expected some of MNLI" in tables(records, table="4")[2]
 
 
 def test_a_direction_is_named_only_where_the_tests_carry_it(tables):
@@ -146,13 +157,22 @@ def test_a_direction_is_named_only_where_the_tests_carry_it(tables):
     assert ("The learnt policy is not shown to differ from a uniform one in any of 4 comparisons (CB +0.0 points); in 100.0% of the steps "
             "it picks the very task that chance alone picks with the same seed.") in same
     assert "A student is below its teacher in 4 of 4 comparisons (CB -25.0 points)" in same  # 10 of 40: p = 2 / 2^10
+    assert "what is kept is the best of 12 against 12 looks" in same
     better = tables(column(**{name: 36 for name in MPDISTIL}))[1]
     assert "The learnt policy is better than a uniform one in 4 of 4 comparisons (CB +40.0 points);" in better
     assert "Phase 4 beats the distilled student that is distilled on for as many steps and looks (kd_200) in 4 of 4 comparisons" in better
     slightly = tables(column(**{name: 24 for name in MPDISTIL}))[1]  # 4 of 40: p = 1/8
     assert "The learnt policy is not shown to differ from a uniform one in any of 4 comparisons (CB +10.0 points);" in slightly
     line = row_of(slightly, "MPDistil, collaborative + binary | Distilled student")
-    assert line[2:] == ["+10.0", "+2.5 to +20.0", "+4 +4 +4", "0.125", "1.000", "no difference shown"]
+    assert line[2:] == ["12 : 12", "+10.0", "+2.5 to +20.0", "+4 +4 +4", "0.125", "1.000", "no difference shown"]
+    one = tables(column(seeds=(42,), **{name: 36 for name in MPDISTIL}))[1]
+    assert "The learnt policy was compared in one seed alone, which shows no direction (CB +40.0 points);" in one
+    apart = column(**{name: 40 for name in MPDISTIL})  # +20, +0 and +20 of 40: clear over examples, not over seeds
+    for record in apart:
+        if record["seed"] == 43 and record["curriculum"] == "policy" and "mpdistil" in record["rows"]:
+            record["rows"]["mpdistil"] = record["rows"]["kd"]
+    line = row_of(tables(apart)[1], "MPDistil, collaborative + binary | Control: uniform")
+    assert line[5:] == ["+20 +0 +20", "< 0.001", "0.004", "no difference shown"]
     real = tables(column(mpdistil_col_real=36, mpdistil_com_real=36))[1]
     assert "The real reward is better than the binary one in 1 of 1 comparison (CB +40.0 points)." in real
     assert "The competitive loss is not shown to differ from the collaborative one in any of 1 comparison (CB +0.0 points)." in real
@@ -161,7 +181,7 @@ def test_a_direction_is_named_only_where_the_tests_carry_it(tables):
 def test_wins_and_selection(tables):
     text = tables(column(mpdistil_com_real=31) + column("COPA"))[1]
     assert row_of(text, "best of the four")[1:5] == ["2", "1", "0", "1"] and row_of(text, "best of the four")[6:9] == ["4", "1", "1"]
-    assert "single variants are above it in 0 to 1 of 2 tasks and the best of the four in 1" in text
+    assert "single variants are above it in 0 of 2 to 1 of 2 tasks and the best of the four in 1 of 2, whose chance is at most 0." in text
     kept = row_of(text[text.index("What selecting"):], "MPDistil, collaborative + binary")
     assert kept[1:6] == ["12", "50.0", "27.1", "50.0", "45.8"]  # 20 once, 10 eleven times of 40; 10 of 12 looks hold the best in 10/12
     assert kept[6:] == ["22.9", "4.2"]
@@ -183,6 +203,8 @@ def test_runs_that_cannot_stand_in_one_table_are_refused(change, said, tables):
 
 def test_what_cannot_be_read_is_refused(tables, tmp_path, capsys, monkeypatch):
     assert tables([made_up(), made_up()])[0] == 2 and tables([{}])[0] == 2
+    other = made_up(answers={"kd": 21}, run="cb/again", reward="real")
+    assert "runs cb/again and cb/paper-col-binary-policy-seed42: both have the row kd of CB, seed 42" in tables([made_up(), other])[2]
     assert "runs.jsonl:2: not the record of a run" in tables([made_up(), {}])[2]
     assert make_tables.main([str(tmp_path / "runs.jsonl"), str(tmp_path), "--table", "1a"]) == 2
     assert "no finished run found" in tables([])[2]
@@ -209,8 +231,7 @@ def test_runs_of_the_command_become_records(command, tables, tmp_path, lines, ca
     texts.append(capsys.readouterr().out)
     assert make_tables.main([str(compact), "--table", "1a"]) == 0
     texts.append(capsys.readouterr().out)
-    assert "1 unfinished runs were left out: unfinished." in texts[0]
-    assert texts[0].replace("1 unfinished runs were left out: unfinished.\n\n", "") == texts[1]
+    assert texts[0].replace("Left out: unfinished, unfinished.\n\n", "") == texts[1] != texts[0]
     record, folder = run_records.read_compact(compact)[0], tmp_path / "cb" / "42"
     result, metrics = json.loads((folder / "result.json").read_text()), lines(folder / "metrics.jsonl")
     assert record["rows"] == result["rows"] and record["run"] == "cb/42"
@@ -236,8 +257,9 @@ def test_formats(tables, tmp_path):
     assert tables(records, "--format", "html", "--output", page, "--figures", tmp_path / "figures")[0] == 0
     html = page.read_text()
     assert html.count("<svg") == 5 and html.count("<table") == 9 and "<code>paper</code>" in html
-    # nothing to fetch: pictures lie in it, links lead to its own parts
-    assert not re.search(r'(src|href)="(?!#|data:)', html) and not re.search(r"url\((?!#)", html) and "<script" not in html
+    # nothing to fetch: pictures lie in it, links lead to its own parts and to the runs
+    assert html.count('<a href="runs.jsonl">') == len(records)
+    assert not re.search(r'(src|href)="(?!#|data:|runs.jsonl)', html) and not re.search(r"url\((?!#)", html) and "<script" not in html
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(
         f"{name}.{ending}" for name in ("table_1a", *(f"{kind}_{task}" for kind in ("episodes", "curriculum") for task in ("CB", "COPA")))
         for ending in ("png", "svg"))
@@ -254,21 +276,40 @@ def sections(text):
 RESULTS = sorted((ROOT / "results").glob("*/runs.jsonl"))
 
 
+def test_where_phases_alternate_rows_are_not_matched_across_losses(tables):
+    records = column()
+    for record in records:
+        record.update(protocol="released", phase_order="alternating")
+    records += [made_up(seed=45, loss="com", protocol="released", phase_order="alternating")]  # another kd, with the loss
+    text = tables(records)[1]
+    assert "Phases 2 and 3 alternate" in text and "`without curriculum` is the same computation" not in text
+    part = text[text.index("Paired"):text.index("What the policy")]
+    pairs = re.findall(r"^\| MPDistil, (\w+) \+ \w+ +\| ([^|]*?) +\|", part, re.MULTILINE)
+    assert len(pairs) == 10 and {other for loss, other in pairs if loss == "competitive"} == {"Teacher"}
+    assert row_of(text[text.index("Correct"):], "Distilled student")[1] == "20, 20, 20"
+
+
 @pytest.mark.parametrize("runs", RESULTS, ids=lambda path: path.parent.name)
 def test_committed_pages_come_from_the_committed_runs(runs, tmp_path):
+    """The same bytes; of the PNG files, which packed pictures are, the same pixels."""
     folder, table = runs.parent, runs.parent.name.split("-")[0].removeprefix("table_")
+    here = tmp_path / "runs.jsonl"
+    here.write_bytes(runs.read_bytes())
     for name, flags in (("table.md", []), ("table.tex", ["--format", "tex"]), ("table.csv", ["--format", "csv"]),
                         ("page.html", ["--format", "html", "--figures", str(tmp_path / "figures")])):
-        assert make_tables.main([str(runs), "--table", table, "--output", str(tmp_path / name), *flags]) == 0
+        assert make_tables.main([str(here), "--table", table, "--output", str(tmp_path / name), *flags]) == 0
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
     there = {path.name for path in (folder / "figures").iterdir()}
     assert there == {path.name for path in (tmp_path / "figures").iterdir()}
     for name in there:
-        assert (tmp_path / "figures" / name).read_bytes() == (folder / "figures" / name).read_bytes(), name
+        made, kept = tmp_path / "figures" / name, folder / "figures" / name
+        same = np.array_equal(imread(made), imread(kept)) if made.suffix == ".png" else made.read_bytes() == kept.read_bytes()
+        assert same, name
 
 
 def test_the_readme_says_what_the_committed_page_says():
     readme = (ROOT / "README.md").read_text()
+    assert RESULTS
     for path in RESULTS:
         page = sections((path.parent / "table.md").read_text())
         main = re.search(r"(^\|.*\n)+", next(iter(page.values())), re.MULTILINE).group()

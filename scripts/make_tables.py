@@ -51,18 +51,16 @@ def probability(p):
 
 def main_table(found, table):
     """(header, rows): a row of the paper a line, ours beside the paper's number, column by column."""
-    header = ["row"]
+    many = {column: {len(found.cell(column, name)) for name in ROWS} - {0} for column, _ in table["columns"]}  # seeds
+    header, lines = ["row"], []
     for column, metric in table["columns"]:
-        many = {len(found.cell(column, name)) for name in ROWS} - {0}
-        header += [f"{column} {metric}" + (f" (n = {many.copy().pop()})" if len(many) == 1 else ""), "paper"]
-    lines = []
+        header += [f"{column} {metric}" + (f" (n = {max(many[column])})" if len(many[column]) == 1 else ""), "paper"]
     for name in ROWS:
         line = [label_of(name)]
         for position, (column, metric) in enumerate(table["columns"]):
             cell, key = found.cell(column, name), METRICS.get(metric)
             values = [figures[key] for figures in cell.values() if key in figures]
-            many = {len(found.cell(column, other)) for other in ROWS} - {0}
-            line.append(MISSING if not values else percent(values) + (f" (n = {len(values)})" if len(many) > 1 else ""))
+            line.append(MISSING if not values else percent(values) + (f" (n = {len(values)})" if len(many[column]) > 1 else ""))
             line.append(f"{table['values'][name][position]:.1f}" if name in table["values"] else "-")
         lines.append(line)
     majority = ["Majority class"]

@@ -205,8 +205,10 @@ class Sweep:
         expected = [(job, self.expect(job)) for job in (*self.running, *self.waiting)]
         known = [max(0, seconds - (time.monotonic() - job.started if job in self.running else 0)) for job, seconds in expected
                  if seconds is not None]
-        text = f"{len(expected)} runs left, about {spoken(sum(known) / self.side_by_side)}"
-        return text if len(known) == len(expected) else text + f" and {len(expected) - len(known)} of unknown length"
+        text, unknown = f"runs left: {len(expected)}", len(expected) - len(known)
+        if known:
+            text += f", about {spoken(sum(known) / self.side_by_side)}"
+        return text + f", {unknown} of them not like any that is finished" * bool(unknown)
 
     def run(self):
         """Returns the exit code: 0 all done, 1 some failed, 128 + n ended by signal n."""

@@ -80,7 +80,7 @@ def draw_curriculum(found, task):
 
 
 def draw_table(found, table):
-    """A panel a task, a line a row: mean over seeds with its 95% interval (bootstrap over seeds and examples), each seed as a small
+    """A panel a task, a line a row: mean over seeds with its 95% interval (metrics.mean_interval), each seed as a small
     dot (equal ones below each other), the paper's number, of its own encoder, as a cross, the majority class as a vertical line."""
     tasks, names = found.tasks, [name for name in ROWS if any(found.cell(task, name) for task in found.tasks)]
     figure = Figure(figsize=(3.1 * len(tasks) + 2.6, 0.32 * len(names) + 1.6), layout="constrained")

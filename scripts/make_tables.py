@@ -321,7 +321,7 @@ def sentences(found, rows, factors, wins):
 
 # --- output ------------------------------------------------------------------------------------------------------------------
 
-def build(found, table, table_name, left_out, source):
+def build(found, table, table_name, left_out, source, notes):
     """The page, as formats.py describes it."""
     rows, factors = compare(found)
     header, lines, wins = wins_table(found, table)
@@ -344,7 +344,7 @@ def build(found, table, table_name, left_out, source):
         page.append(("text", "In `paper` the meta-teacher is a constant for the student: loss and reward reach it by the policy alone. "
                              "So `without curriculum` is the same computation with either loss, and one uniform run stands for all four."))
     page += [("heading", "What the runs say"), ("list", sentences(found, rows, factors, wins)),
-             ("heading", "What was run"), ("list", list(describe(found))),
+             ("heading", "What was run"), ("list", [*notes, *describe(found)]),
              ("heading", "Correct answers by seed"), ("table", ("counts", *count_table(found))),
              ("heading", "Paired differences"),
              ("text", "Row minus the row that it is compared with, in points, over the seeds that both have. Looks: at dev, of which each "
@@ -400,6 +400,8 @@ def parse(argv):
                         "csv: a line a cell and seed (default: md)")
     parser.add_argument("--output", type=Path, help="file to write to (default: the screen)")
     parser.add_argument("--figures", type=Path, metavar="FOLDER", help="also write the figures there, as PNG and SVG")
+    parser.add_argument("--note", type=Path, metavar="FILE", help="whose lines stand first under 'What was run': what runs do not know, "
+                        "such as an encoder's full name")
     parser.add_argument("--compact", type=Path, metavar="FILE", help="also write the runs there without weights, for a later RUNS")
     args = parser.parse_args(argv)
     for path in args.runs:
@@ -431,7 +433,8 @@ def make(args):
     else:
         left_out = [f"{count} runs of {task}, which has no column" for task, count in others.items()]
         left_out += [f"{folder.name}, unfinished" for folder in unfinished]
-        page = build(found, table, args.table, left_out, paper["source"])
+        notes = args.note.read_text(encoding="utf-8").splitlines() if args.note else []
+        page = build(found, table, args.table, left_out, paper["source"], notes)
         text = {"md": formats.to_markdown, "tex": formats.to_tex}[args.format](page) if args.format != "html" else formats.to_html(
             page, drawings, records, places, args.output)
     if args.output:

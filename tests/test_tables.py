@@ -129,7 +129,7 @@ def row_of(text, start):
     return [cell.strip() for cell in next(line for line in text.splitlines() if line.startswith(f"| {start}")).strip("|").split("|")]
 
 
-def test_ours_beside_the_papers(tables):
+def test_ours_beside_the_papers(tables, tmp_path):
     records = column() + column("COPA", seeds=(42,))
     code, text, _ = tables(records)
     assert code == 0
@@ -146,6 +146,9 @@ def test_ours_beside_the_papers(tables):
     assert row_of(tables(records)[1], "Distilled student")[3] == "53.3 ± 5.8"  # 60, 50, 50
     text = tables([record for record in records if record["curriculum"] != "uniform"])[1]
     assert "Missing rows: CB: uniform; COPA: uniform." in text and row_of(text, "Control: uniform")[3] == "missing"
+    note = tmp_path / "note.txt"
+    note.write_text("An encoder of our own.\n")
+    assert "## What was run\n\n- An encoder of our own.\n- Encoder: tiny" in tables(records, "--note", note)[1]
     text = tables(records + column("RTE"), table="4")[1]
     assert text.startswith("# Table 4: GLUE") and "no runs of MNLI acc matched" in text and row_of(text, "Teacher")[15] == "75.0 ± 0.0"
     assert "Left out: 24 runs of CB, which has no column; 8 runs of COPA, which has no column." in text
@@ -297,7 +300,8 @@ def test_committed_pages_come_from_the_committed_runs(runs, tmp_path):
     here.write_bytes(runs.read_bytes())
     for name, flags in (("table.md", []), ("table.tex", ["--format", "tex"]), ("table.csv", ["--format", "csv"]),
                         ("page.html", ["--format", "html", "--figures", str(tmp_path / "figures")])):
-        assert make_tables.main([str(here), "--table", table, "--output", str(tmp_path / name), *flags]) == 0
+        assert make_tables.main([str(here), "--table", table, "--note", str(folder / "note.txt"), "--output", str(tmp_path / name),
+                                 *flags]) == 0
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
     there = {path.name for path in (folder / "figures").iterdir()}
     assert there == {path.name for path in (tmp_path / "figures").iterdir()}

@@ -3,10 +3,11 @@
 # 9,427 rows), encoders/MiniLM comes from `scripts/get_encoder.sh MiniLM encoders/MiniLM`. The runs' commands, one by one: commands.txt.
 set -euo pipefail
 folder=results/table_1a-minilm
+tables=(python scripts/make_tables.py --table 1a --note $folder/note.txt)
 scripts/table_1a.sh data --tasks CB COPA --teacher_model encoders/MiniLM --nlayers 3 --num_episodes 30 --jobs 2 --go
-python scripts/make_tables.py runs/table_1a --table 1a --compact $folder/runs.jsonl --output $folder/table.md
+"${tables[@]}" runs/table_1a --compact $folder/runs.jsonl --output $folder/table.md
 # from here on without the runs
-python scripts/make_tables.py $folder/runs.jsonl --table 1a --output $folder/table.md
-python scripts/make_tables.py $folder/runs.jsonl --table 1a --format tex --output $folder/table.tex
-python scripts/make_tables.py $folder/runs.jsonl --table 1a --format csv --output $folder/table.csv
-python scripts/make_tables.py $folder/runs.jsonl --table 1a --format html --output $folder/page.html --figures $folder/figures
+"${tables[@]}" $folder/runs.jsonl --output $folder/table.md
+"${tables[@]}" $folder/runs.jsonl --format tex --output $folder/table.tex
+"${tables[@]}" $folder/runs.jsonl --format csv --output $folder/table.csv
+"${tables[@]}" $folder/runs.jsonl --format html --output $folder/page.html --figures $folder/figures

@@ -1,10 +1,16 @@
 """The rows of the paper's tables and the controls beside them: which run each comes from. Read by sweep.py and make_tables.py."""
+import functools
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from arguments import PHASES as STOPS  # noqa: E402
+
 PAPER_FILE = Path(__file__).with_name("paper_tables.json")  # the paper's numbers, with their source
-PHASES = ("teacher", "kd", "meta_teacher", "phase 4")
+PHASES = (*STOPS, "phase 4")
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ def find_rows(names):
     return [name for name in ROWS if name in wanted]
 
 
+@functools.cache
 def read_paper():
     """The content of paper_tables.json."""
     return json.loads(PAPER_FILE.read_text(encoding="utf-8"))

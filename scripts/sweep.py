@@ -26,17 +26,20 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+import arguments  # noqa: E402
 from arguments import NOT_PART_OF_THE_RUN, OneLineParser, loss_name, parse_arguments  # noqa: E402
+from data_utils import TASKS, InputError, curriculum_tasks, find_task, load_data, protocol_task  # noqa: E402
+from protocols import resolve_protocol  # noqa: E402
+from resume import STOP_SIGNALS  # noqa: E402
 from rows import ALIASES, PHASES, ROWS, find_rows  # noqa: E402
 
 OWN = ("--task", "--seed", "--use_comp_loss", "--reward_function", "--curriculum", "--undistilled", "--kd_200", "--stop_after",
        "--output_dir", "--phase_dir", "--fresh")  # flags of main_superglue.py that the sweep sets itself
-TASK_NAMES = ("BoolQ", "CB", "COPA", "RTE", "WiC", "WSC")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
-STOPS = ("teacher", "kd", "meta_teacher", None)
+SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)  # the last: a terminal that is closed
+STOPS = (*arguments.PHASES, None)  # None: the whole run
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One run. words: its flags; args: what they are parsed to; after: the Job that computes what it shares; kind: jobs of one kind
     and task take about as long."""
@@ -152,7 +155,7 @@ class Sweep:
         self.jobs, self.side_by_side = jobs, side_by_side
         self.waiting = [job for job in jobs if not job.finished()]
         self.running, self.failed, self.signum = [], [], None
-        self.ended = {id(job) for job in jobs if job not in self.waiting}
+        self.ended = set(jobs) - set(self.waiting)
         self.expect = expected_seconds(jobs)
 
     def stop(self, signum, frame):
@@ -178,7 +181,7 @@ class Sweep:
         """Take note of what ended, begin what may begin."""
         for job in [job for job in self.running if job.process.poll() is not None]:
             self.running.remove(job)
-            self.ended.add(id(job))
+            self.ended.add(job)
             code, took = job.process.returncode, time.monotonic() - job.started
             if code and not self.signum:
                 self.failed.append(job)
@@ -189,13 +192,13 @@ class Sweep:
             tqdm.write(f"{job.folder}: {what} after {took:.0f} s; {self.left()}", file=sys.stdout)
             sys.stdout.flush()
         while self.waiting and not self.signum and len(self.running) < self.side_by_side:
-            job = next((job for job in self.waiting if job.after is None or id(job.after) in self.ended), None)
+            job = next((job for job in self.waiting if job.after is None or job.after in self.ended), None)
             if job is None:
                 break
             self.waiting.remove(job)
             if job.after in self.failed and not job.after.has_shared():
                 self.failed.append(job)
-                self.ended.add(id(job))
+                self.ended.add(job)
                 continue
             self.start(job)
         bar.set_postfix_str(self.left())
@@ -240,21 +243,10 @@ class Sweep:
 
 # --- how long a sweep takes ------------------------------------------------------------------------------------------------
 
-def with_input_errors(work):
-    """work(), what the data or the encoder is refused for being a ValueError."""
-    from data_utils import InputError
-    try:
-        return work()
-    except InputError as error:
-        raise ValueError(str(error)) from None
-
-
 def split_tokens(args):
     """Tokens of each split of the main task as the encoder reads them, mean tokens of a quiz example over the curriculum's tasks,
     examples of train and quiz, and layers of the teacher."""
-    from data_utils import curriculum_tasks, find_task, load_data, protocol_task
-    from models import load_config, open_checkpoints
-    from protocols import resolve_protocol
+    from models import load_config, open_checkpoints  # here: transformers takes seconds, and only an estimate needs it
     protocol = resolve_protocol(args)
     task = protocol_task(find_task(args.task), protocol)
     tasks = [protocol_task(entry, protocol) for entry in curriculum_tasks(args.tasks, task, args.data_dir)]
@@ -290,7 +282,7 @@ def measured_rates(folders):
         encoders.add(result["data"]["teacher_model"])
         key = args.task, args.teacher_model, args.data_dir, args.max_seq_length
         if key not in known:
-            known[key] = with_input_errors(lambda: split_tokens(args))
+            known[key] = split_tokens(args)
         facts = known[key]
         for phase, work in work_of(args, facts).items():
             if phase in result["seconds"]:
@@ -307,7 +299,7 @@ def estimate(jobs, folders, side_by_side):
     for job in jobs:
         task, args = job.args.task, job.args
         if task not in total:
-            total[task] = {"facts": with_input_errors(lambda: split_tokens(args)), "seconds": 0.0}
+            total[task] = {"facts": split_tokens(args), "seconds": 0.0}
         facts = total[task]["facts"]
         if facts["encoder"] != encoder:
             raise ValueError(f"--estimate_from: measured with another encoder than --teacher_model {args.teacher_model}; give runs of the "
@@ -315,7 +307,8 @@ def estimate(jobs, folders, side_by_side):
         phases = ["teacher", "kd", *["student"] * args.undistilled, *["kd_200"] * args.kd_200]
         if args.stop_after in ("teacher", "kd"):
             phases = [phase for phase in phases if phase == "teacher" or args.stop_after == "kd"]
-        shared = [(task, args.seed, phase, loss_name(args) * (args.protocol == "released" and phase != "teacher")) for phase in phases]
+        alternating = resolve_protocol(args).phase_order == "alternating"  # then a distilled student is another one with each loss
+        shared = [(task, args.seed, phase, loss_name(args) * (alternating and phase != "teacher")) for phase in phases]
         phases = [key[2] for key in shared if key not in computed] + ["mpdistil"] * (args.stop_after is None)
         computed.update(shared)
         work = work_of(args, facts)
@@ -336,7 +329,7 @@ def parse(argv=None):
     parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False,
                            epilog="All other flags go to main_superglue.py.")
     parser.add_argument("--data_dir", required=True, help="as main_superglue.py takes it")
-    parser.add_argument("--tasks", nargs="+", default=list(TASK_NAMES), metavar="TASK", help="main tasks (default: all six)")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK", help=f"main tasks (default: {' '.join(TASKS)})")
     parser.add_argument("--curriculum_tasks", nargs="+", metavar="TASK", help="main_superglue.py's --tasks: curriculum tasks (default: "
                         "every task found in --data_dir)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], metavar="SEED", help="(default: 42)")
@@ -355,11 +348,10 @@ def parse(argv=None):
     taken = [word for word in more if word.split("=")[0] in OWN]
     if taken:
         parser.error(f"{taken[0]}: the sweep sets it itself; leave it out")
-    names = {name.lower(): name for name in TASK_NAMES}
-    for task in args.tasks:
-        if task.lower() not in names:
-            parser.error(f"argument --tasks: {task!r} found, expected some of {', '.join(TASK_NAMES)}")
-    args.tasks = list(dict.fromkeys(names[task.lower()] for task in args.tasks))
+    try:
+        args.tasks = list(dict.fromkeys(find_task(task, "argument --tasks").name for task in args.tasks))
+    except InputError as error:
+        parser.error(str(error))
     args.seeds = list(dict.fromkeys(args.seeds))
     for folder in args.estimate_from or ():
         if not (folder / "result.json").is_file():
@@ -381,7 +373,7 @@ def main(argv=None):
             return Sweep(jobs, args.jobs).run()
         for job in jobs:
             print(f"{'# finished: ' if job.finished() else ''}{shlex.join(['python', 'main_superglue.py', *job.words])}")
-    except (ValueError, OSError) as error:
+    except (ValueError, InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

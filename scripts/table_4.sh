@@ -1,15 +1,5 @@
 #!/usr/bin/env bash
 # Table 4 of the paper, GLUE: BERT-base to its first 6 layers. Of its tasks RTE alone, the one that stands in data_utils.TASKS too.
-#   scripts/table_4.sh DATA_DIR [flags of sweep.py and main_superglue.py ...]
-# Prints the commands; --go runs them, and the same line goes on after an interruption. Flags given replace these: another encoder
-# (--teacher_model), --seeds, --tasks, --rows, --jobs, --output_dir. Then:
+#   scripts/table_4.sh DATA_DIR [--go] [flags ...]                              (table.sh says what flags may be given)
 #   python scripts/make_tables.py runs/table_4 --table 4
-set -euo pipefail
-if [[ $# -lt 1 ]]; then
-  echo "usage: $0 DATA_DIR [flags of sweep.py and main_superglue.py ...]" >&2
-  exit 2
-fi
-data=$1
-shift
-exec python "$(dirname "$0")/sweep.py" --data_dir "$data" --seeds 42 43 44 45 46 --output_dir runs/table_4 \
-  --tasks RTE --teacher_model bert-base-uncased --nlayers 6 "$@"
+exec bash "$(dirname "$0")/table.sh" 4 "--tasks RTE --teacher_model bert-base-uncased --nlayers 6" "$@"

@@ -1,16 +1,21 @@
-"""The command line of main_superglue.py: every flag, its default, and the checks that need neither data nor models.
+"""The command line of main_superglue.py: every flag, its default, and the checks that need neither data nor
+models.
 
 Nothing heavy is imported here, so that `--help` and a mistyped flag answer at once.
 """
 import argparse
 import math
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+
+from bookkeeping.errors import InputError
 
 REWARDS = ("binary", "real")
 CURRICULA = ("policy", "uniform", "main_task")
 PHASES = ("teacher", "kd", "meta_teacher")  # where --stop_after may stop; phase 4 ends the run anyway
 
-# Flags that say where things go or how far to go, not what is computed: a run folder may be continued with others.
+# Flags that say where things go or how far to go, not what is computed: a run folder may be continued with
+# others.
 NOT_PART_OF_THE_RUN = ("output_dir", "phase_dir", "fresh", "report_to", "stop_after", "save_seconds")
 
 
@@ -29,7 +34,8 @@ class Help(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def number(kind, low, high=math.inf, open_low=False, open_high=False):
-    """An argparse type: a finite number of `kind` (int or float) from low to high, the ends excluded where said."""
+    """An argparse type: a finite number of `kind` (int or float) from low to high, the ends excluded where
+    said."""
     ends = f"{'more than' if open_low else 'at least'} {low:g}"
     if high != math.inf:
         ends += f" and {'less than' if open_high else 'at most'} {high:g}"
@@ -39,9 +45,13 @@ def number(kind, low, high=math.inf, open_low=False, open_high=False):
             value = kind(text)
         except ValueError:
             value = math.nan
-        inside = (value > low if open_low else value >= low) and (value < high if open_high else value <= high)
+        inside = (value > low if open_low else value >= low) and (
+            value < high if open_high else value <= high
+        )
         if not (math.isfinite(value) and inside):
-            raise argparse.ArgumentTypeError(f"{text!r} found, expected {'a whole' if kind is int else 'a'} number {ends}")
+            raise argparse.ArgumentTypeError(
+                f"{text!r} found, expected {'a whole' if kind is int else 'a'} number {ends}"
+            )
         return value
     return parse
 
@@ -51,76 +61,101 @@ COUNT, RATE, SHARE = number(int, 1), number(float, 0, open_low=True), number(flo
 
 def build_parser():
     parser = OneLineParser(
-        prog="main_superglue.py", allow_abbrev=False, formatter_class=Help,
-        description="MPDistil: teacher, distilled student, meta-teacher and curriculum on one SuperGLUE task.")
+        prog="main_superglue.py",
+        allow_abbrev=False,
+        formatter_class=Help,
+        description=(
+            "MPDistil: teacher, distilled student, meta-teacher and curriculum on one SuperGLUE task."
+        ),
+    )
 
-    def group(title, *flags):
-        section = parser.add_argument_group(title)
-        for name, settings in flags:
-            section.add_argument(name, **settings)
-
-    group("task and data",
-          ("--task", dict(required=True, help="main task: BoolQ, CB, COPA, RTE, WiC or WSC, in any case")),
-          ("--data_dir", dict(required=True, help="folder of <Task>/{train,val,test}.jsonl or "
-                              "<TASK>/{train,held,dev,test}.tsv, or 'hub' for aps/super_glue")),
-          ("--tasks", dict(nargs="+", metavar="TASK", help="curriculum tasks, the policy's actions (default: the main "
-                           "task and every other task found in --data_dir)")),
-          ("--split_seed", dict(type=number(int, 0), default=42, help="seed of the 9:1 split into train and quiz")),
-          ("--max_seq_length", dict(type=number(int, 8), default=128, help="longest input in tokens, special ones included")),
-          ("--train_dataloader_size", dict(type=COUNT, default=8, help="batch size on train (phases 1 and 2)")),
-          ("--val_dataloader_size", dict(type=COUNT, default=8, help="batch size on quiz (phases 3 and 4); an episode "
-                                         "has as many steps as the main task has quiz batches")),
-          ("--eval_batch_size", dict(type=COUNT, help="batch size wherever nothing is trained (default: 16 on a CPU, whose caches "
-                                   "larger ones overflow, 128 on a GPU)")))
-    group("models",
-          ("--teacher_model", dict(default="bert-base-uncased", help="pre-trained encoder of the teacher T: folder or hub id")),
-          ("--student_model", dict(help="pre-trained encoder that the student S is cut from (default: the teacher's)")),
-          ("--nlayers", dict(type=COUNT, default=6, help="n, layers of the student: the first n of --student_model")))
-    group("training in general",
-          ("--protocol", dict(choices=("paper", "released"), default="paper", help="the method as described, or what the authors' "
-                              "released code computes")),
-          ("--set", dict(nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="override single choices of the protocol, "
-                         "e.g. dropout=until_first_evaluation (README: the table of differences)")),
-          ("--weight_decay", dict(type=number(float, 0), default=0.01, help="AdamW's decay, in `paper` not on biases and LayerNorm")),
-          ("--max_grad_norm", dict(type=RATE, default=1.0, help="largest L2 norm of a gradient; longer ones are scaled down")),
-          ("--select_on", dict(choices=("dev", "quiz"), default="dev", help="split whose score picks the epoch or episode kept")),
-          ("--seed", dict(type=number(int, 0), default=42, help="seed of heads, dropout, batch order and actions")))
-    group("phase 1: teacher fine-tuning, CE(T(x), y)",
-          ("--teacher_epochs", dict(type=COUNT, default=10, help="passes over train")),
-          ("--teacher_learning_rate", dict(type=RATE, default=2e-5, help="AdamW's rate")))
-    group("phase 2: distillation, alpha * soft + (1 - alpha) * CE(S(x), y) + beta * pkd",
-          ("--epochs", dict(type=COUNT, default=10, help="passes over train")),
-          ("--learning_rate", dict(type=RATE, default=3e-5, help="AdamW's rate for the student, in phase 4 too")),
-          ("--temperature", dict(type=RATE, default=5.0, help="t, softens both distributions of the soft loss")),
-          ("--alpha", dict(type=SHARE, default=0.5, help="alpha, share of the soft loss against CE")),
-          ("--beta", dict(type=number(float, 0), default=100.0, help="beta, weight of pkd (match of [CLS] states)")),
-          ("--undistilled", dict(action="store_true", help="also train the row 'student': alpha = 0, beta = 0")))
-    group("phase 3: meta-teacher T', head only, on quiz",
-          ("--meta_epochs", dict(type=COUNT, default=10, help="passes over quiz")),
-          ("--meta_learning_rate", dict(type=RATE, default=1e-3, help="AdamW's rate for T' and for the policy pi")),
-          ("--use_comp_loss", dict(action="store_true", help="competitive loss CE(T'(h_T), y) - p_T'(y|h_T) + p_T'(y|h_S) "
-                                   "instead of the collaborative 0.5 CE(T'(h_T), y) + 0.5 CE(T'(h_S), y)")))
-    group("phase 4: curriculum, policy pi(a | state)",
-          ("--num_episodes", dict(type=COUNT, default=200, help="episodes, each one pass over the main task's quiz batches")),
-          ("--reward_function", dict(choices=REWARDS, default="binary", help="r: examples with p_S(y) > p_T'(y) (binary) or "
-                                     "the sum of p_S(y) - p_T'(y) (real), over the quiz size")),
-          ("--kd_200", dict(action="store_true", help="also train the control 'kd_200': the distilled student, distilled on for as many "
-                            "steps and with as many looks at dev as phase 4 has, best look kept")),
-          ("--curriculum", dict(choices=CURRICULA, default="policy", help="who picks the tasks a: the learnt policy pi, chance, "
-                                "or always the main task (the row no_curriculum)")))
-    group("the run",
-          ("--output_dir", dict(type=Path, help="folder of this run (default: runs/<task>/<protocol>-<col|com>-"
-                                "<binary|real>-<curriculum>-seed<seed>)")),
-          ("--phase_dir", dict(type=Path, help="where finished phases are kept and looked for (default: phases/ beside the "
-                               "run folders)")),
-          ("--fresh", dict(action="store_true", help="use no phase of other runs: this run's phases stay in its own folder, and "
-                           "once it is finished the same command computes them again")),
-          ("--save_seconds", dict(type=number(float, 0), default=60.0, help="longest time between two saves of an unfinished phase; it "
-                                  "is also saved at ends of epochs and episodes, where that takes less than 1%% of the time")),
-          ("--stop_after", dict(choices=PHASES, help="end the run after this phase")),
-          ("--device", dict(choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")),
-          ("--precision", dict(choices=("fp32", "bf16"), default="fp32", help="of the encoders' arithmetic; weights stay float32")),
-          ("--report_to", dict(choices=("none", "tensorboard", "wandb"), default="none", help="also send metrics to a tracker")))
+    flag = parser.add_argument_group("task and data").add_argument
+    flag("--task", required=True, help="main task: BoolQ, CB, COPA, RTE, WiC or WSC, in any case")
+    flag("--data_dir", required=True,
+         help="folder of <Task>/{train,val,test}.jsonl or <TASK>/{train,held,dev,test}.tsv, or 'hub' for "
+              "aps/super_glue")
+    flag("--tasks", nargs="+", metavar="TASK",
+         help="curriculum tasks, the policy's actions (default: the main task and every other task found in"
+              " --data_dir)")
+    flag("--split_seed", type=number(int, 0), default=42, help="seed of the 9:1 split into train and quiz")
+    flag("--max_seq_length", type=number(int, 8), default=128,
+         help="longest input in tokens, special ones included")
+    flag("--train_dataloader_size", type=COUNT, default=8, help="batch size on train (phases 1 and 2)")
+    flag("--val_dataloader_size", type=COUNT, default=8,
+         help="batch size on quiz (phases 3 and 4); an episode has as many steps as the main task has quiz "
+              "batches")
+    flag("--eval_batch_size", type=COUNT,
+         help="batch size wherever nothing is trained (default: 16 on a CPU, whose caches larger ones "
+              "overflow, 128 on a GPU)")
+    flag = parser.add_argument_group("models").add_argument
+    flag("--teacher_model", default="bert-base-uncased",
+         help="pre-trained encoder of the teacher T: folder or hub id")
+    flag("--student_model",
+         help="pre-trained encoder that the student S is cut from (default: the teacher's)")
+    flag("--nlayers", type=COUNT, default=6, help="n, layers of the student: the first n of --student_model")
+    flag = parser.add_argument_group("training in general").add_argument
+    flag("--protocol", choices=("paper", "released"), default="paper",
+         help="the method as described, or what the authors' released code computes")
+    flag("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+         help="override single choices of the protocol, e.g. dropout=until_first_evaluation "
+              "(docs/PROTOCOLS.md)")
+    flag("--head_dropout", type=number(float, 0, 1, open_high=True), default=0.1,
+         help="dropout of the task heads, on the pooled output (the encoder's own stands in its "
+              "configuration)")
+    flag("--weight_decay", type=number(float, 0), default=0.01,
+         help="AdamW's decay, in `paper` not on biases and LayerNorm")
+    flag("--max_grad_norm", type=RATE, default=1.0,
+         help="largest L2 norm of a gradient; longer ones are scaled down")
+    flag("--select_on", choices=("dev", "quiz"), default="dev",
+         help="split whose score picks the epoch or episode kept")
+    flag("--seed", type=number(int, 0), default=42, help="seed of heads, dropout, batch order and actions")
+    flag = parser.add_argument_group("phase 1: teacher fine-tuning, CE(T(x), y)").add_argument
+    flag("--teacher_epochs", type=COUNT, default=10, help="passes over train")
+    flag("--teacher_learning_rate", type=RATE, default=2e-5, help="AdamW's rate")
+    flag = parser.add_argument_group(
+        "phase 2: distillation, alpha * soft + (1 - alpha) * CE(S(x), y) + beta * pkd").add_argument
+    flag("--epochs", type=COUNT, default=10, help="passes over train")
+    flag("--learning_rate", type=RATE, default=3e-5, help="AdamW's rate for the student, in phase 4 too")
+    flag("--temperature", type=RATE, default=5.0, help="t, softens both distributions of the soft loss")
+    flag("--alpha", type=SHARE, default=0.5, help="alpha, share of the soft loss against CE")
+    flag("--beta", type=number(float, 0), default=100.0, help="beta, weight of pkd (match of [CLS] states)")
+    flag("--undistilled", action="store_true", help="also train the row 'student': alpha = 0, beta = 0")
+    flag = parser.add_argument_group("phase 3: meta-teacher T', head only, on quiz").add_argument
+    flag("--meta_epochs", type=COUNT, default=10, help="passes over quiz")
+    flag("--meta_learning_rate", type=RATE, default=1e-3, help="AdamW's rate for T' and for the policy pi")
+    flag("--use_comp_loss", action="store_true",
+         help="competitive loss CE(T'(h_T), y) - p_T'(y|h_T) + p_T'(y|h_S) instead of the collaborative 0.5"
+              " CE(T'(h_T), y) + 0.5 CE(T'(h_S), y)")
+    flag = parser.add_argument_group("phase 4: curriculum, policy pi(a | state)").add_argument
+    flag("--num_episodes", type=COUNT, default=200,
+         help="episodes, each one pass over the main task's quiz batches")
+    flag("--reward_function", choices=REWARDS, default="binary",
+         help="r: examples with p_S(y) > p_T'(y) (binary) or the sum of p_S(y) - p_T'(y) (real), over the "
+              "quiz size")
+    flag("--kd_200", action="store_true",
+         help="also train the control 'kd_200': the distilled student, distilled on for as many steps and "
+              "with as many looks at dev as phase 4 has, best look kept")
+    flag("--curriculum", choices=CURRICULA, default="policy",
+         help="who picks the tasks a: the learnt policy pi, chance, or always the main task (the row "
+              "no_curriculum)")
+    flag = parser.add_argument_group("the run").add_argument
+    flag("--output_dir", type=Path,
+         help="folder of this run (default: "
+              "runs/<task>/<protocol>-<col|com>-<binary|real>-<curriculum>-seed<seed>)")
+    flag("--phase_dir", type=Path,
+         help="where finished phases are kept and looked for (default: phases/ beside the run folders)")
+    flag("--fresh", action="store_true",
+         help="use no phase of other runs: this run's phases stay in its own folder, and once it is "
+              "finished the same command computes them again")
+    flag("--save_seconds", type=number(float, 0), default=60.0,
+         help="longest time between two saves of an unfinished phase; it is also saved at ends of epochs "
+              "and episodes, where that takes less than 1%% of the time")
+    flag("--stop_after", choices=PHASES, help="end the run after this phase")
+    flag("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
+    flag("--precision", choices=("fp32", "bf16"), default="fp32",
+         help="of the encoders' arithmetic; weights stay float32")
+    flag("--report_to", choices=("none", "tensorboard", "wandb"), default="none",
+         help="also send metrics to a tracker")
     return parser
 
 
@@ -130,20 +165,112 @@ def loss_name(args):
 
 
 def parse_arguments(argv=None):
-    """The resolved arguments; exits with code 2 and one line on a bad flag. Task names are checked against the task
-    table and the data later, by data_utils."""
+    """The resolved arguments; exits with code 2 and one line on a bad flag. Task names are checked against
+    the task table and the data later, by data_utils."""
     args = build_parser().parse_args(argv)
     args.student_model = args.student_model or args.teacher_model
     args.set = sorted(set(args.set))
     if args.fresh and args.phase_dir is not None:
-        build_parser().error("argument --fresh: found together with --phase_dir; a fresh run keeps its phases in its own folder, so "
-                             "leave one of the two out")
+        build_parser().error(
+            "argument --fresh: found together with --phase_dir; a fresh run keeps its phases in its own"
+            " folder, so leave one of the two out"
+        )
     if args.output_dir is None:
         changes = "".join(f"-{change}" for change in args.set)
-        name = f"{args.protocol}{changes}-{loss_name(args)}-{args.reward_function}-{args.curriculum}-seed{args.seed}"
+        name = f"{args.protocol}{changes}-{loss_name(args)}-{args.reward_function}-{args.curriculum}"
+        name += f"-seed{args.seed}"
         args.output_dir = Path("runs") / args.task.lower() / name
     if args.phase_dir is None:
         args.phase_dir = args.output_dir.parent / "phases"
     if args.fresh:
         args.phase_dir = args.output_dir / "phases"
     return args
+
+
+def written(args):
+    """The flags as JSON holds them."""
+    return {
+        name: str(value) if isinstance(value, Path) else value for name, value in sorted(vars(args).items())
+    }
+
+
+def part_of_the_run(settings):
+    """Those of the settings that decide what is computed."""
+    return {name: value for name, value in settings.items() if name not in NOT_PART_OF_THE_RUN}
+
+
+# --- the protocols: where the paper's description and the authors' released code differ ---------------------
+# A Protocol has one field per row of docs/PROTOCOLS.md that matters in code. `paper` is the default of every
+# field,
+# `released` its other value. --protocol picks one, --set NAME=VALUE overrides single choices.
+
+def choice(paper, released, row):
+    """A field with two values; row: METHOD.md's number of the difference."""
+    return field(default=paper, metadata={"values": (paper, released), "row": row})
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named choice per difference, and behind it where it is read."""
+    copa_input: str = choice("both_choices", "first_choice", 1)                     # tasks.protocol_task
+    wic_input: str = choice("both_sentences", "first_sentence", 2)                  # tasks.protocol_task
+    wsc_input: str = choice("marked", "span_index", 3)                              # tasks.protocol_task
+    cls_segment: str = choice("tokenizer", "one", 4)                                # data_utils.encode_split
+    # data_utils.build_examples
+    text_case: str = choice("as_is", "lower", 5)
+    padding: str = choice("longest", "max_length", 6)                               # data_utils.encode_split
+    dropout: str = choice("training", "until_first_evaluation", 8)                  # models.set_training
+    # meta_policy.make_optimizer
+    weight_decay_on: str = choice("matrices", "everything", 9)
+    # main_superglue.Alternation
+    phase_order: str = choice("sequential", "alternating", 11)
+    # curriculum.train_curriculum
+    student_update: str = choice("each_step", "each_episode", 12)
+    # curriculum.train_curriculum
+    reward_weights: str = choice("after_update", "before_episode", 13)
+    # curriculum.train_curriculum
+    state_gradient: str = choice("detached", "attached", 14)
+    # curriculum.train_curriculum
+    credit: str = choice("same_step", "next_step", 15)
+    discount_from: str = choice("each_step", "episode_start", 16)                   # curriculum.advantages_of
+    quiz_batches: str = choice("redrawn", "fixed", 17)                              # curriculum.QuizBatches
+    # meta_policy.Evaluator, metrics.Best
+    selection: str = choice("main_metric", "f1_or_accuracy", 18)
+    data_order: str = choice("own_generators", "global_generator", 19)              # data_utils.RandomStreams
+    # meta_policy.apply_gradients
+    zero_grad: str = choice("none", "zeros", 20)
+    # curriculum.train_curriculum
+    reward_precision: str = choice("own", "float32", 21)
+
+
+PROTOCOLS = {
+    "paper": Protocol(),
+    "released": Protocol(**{f.name: f.metadata["values"][1] for f in fields(Protocol)}),
+}
+
+
+def resolve_protocol(args):
+    """The Protocol of --protocol with the NAME=VALUE overrides of --set. InputError where other flags
+    contradict it."""
+    values = {f.name: f.metadata["values"] for f in fields(Protocol)}
+    changes = {}
+    for text in args.set:
+        key, _, value = text.partition("=")
+        if key not in values:
+            raise InputError(
+                f"--set {text}: {key!r} found, expected NAME=VALUE with NAME one of {', '.join(values)}"
+            )
+        if value not in values[key]:
+            raise InputError(
+                f"--set {text}: {value!r} found, expected {key}={values[key][0]} (paper) or"
+                f" {key}={values[key][1]} (released)"
+            )
+        changes[key] = value
+    protocol = replace(PROTOCOLS[args.protocol], **changes)
+    if protocol.phase_order == "alternating" and args.meta_epochs != args.epochs:
+        raise InputError(
+            f"--meta_epochs {args.meta_epochs}, --epochs {args.epochs}: with phase_order=alternating"
+            " (--protocol released) phases 2 and 3 take turns, so both need the same number; give both flags"
+            " the same value"
+        )
+    return protocol

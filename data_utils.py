@@ -1,28 +1,27 @@
-"""Tasks, reading, encoding, splits and batches.
+"""Random streams, reading, the split into train and quiz, encoding, batches.
 
-A task is one entry of TASKS. The official training split is divided into train and quiz, dev is the official validation
-split, test is unlabelled. Whatever cannot be read raises InputError, which names file:line, what was found and expected.
+The official training split is divided into train and quiz, dev is the official validation split, test is
+unlabelled. Whatever cannot be read raises InputError, which names file:line, what was found and expected.
 """
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from arguments import resolve_protocol, written
+from bookkeeping.errors import InputError
+from tasks import TASKS, Task, find_task, protocol_task
 
-class InputError(Exception):
-    """What the user gave cannot be used. The message is one line: flag or file:line, found, expected, the way out."""
-
-
-# --- randomness -----------------------------------------------------------------------------------------------------
+# --- randomness ---------------------------------------------------------------------------------------------
 
 def derive_seed(seed, *names):
-    """A 63-bit seed from `seed` and names, the same on every machine; different names are independent streams."""
+    """A 63-bit seed from `seed` and names, the same on every machine; different names are independent
+    streams."""
     return int.from_bytes(hashlib.sha256(repr((seed, *names)).encode()).digest()[:8], "big") >> 1
 
 
@@ -36,10 +35,10 @@ def cut_order(order, batch_size):
     return [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
 
 
-class Draws:
-    """Everything random that a phase's loop draws: batch orders and actions, from a generator per purpose that hangs on
-    nothing but the seed, the phase and the purpose; with data_order "global_generator" all from torch's global one, which
-    dropout uses too (METHOD.md row 19)."""
+class RandomStreams:
+    """Everything random that a phase's loop draws: batch orders and actions, from a generator per purpose
+    that hangs on nothing but the seed, the phase and the purpose; with data_order "global_generator" all from
+    torch's global one, which dropout uses too (METHOD.md row 19)."""
 
     def __init__(self, seed, phase, data_order):
         self.seed, self.phase, self.data_order, self.generators = seed, phase, data_order, {}
@@ -52,20 +51,21 @@ class Draws:
             self.generators[purpose] = seeded_generator(self.seed, self.phase, *purpose)
         return self.generators[purpose]
 
-    def state(self):
-        """Tensors from which load_state makes the generators go on; torch's global one is not among them."""
+    def state_dict(self):
+        """torch's global generator is not among them."""
         return {json.dumps(purpose): generator.get_state() for purpose, generator in self.generators.items()}
 
-    def load_state(self, tensors):
-        """Take over what state gave."""
-        for purpose, state in tensors.items():
-            self.generator(*json.loads(purpose)).set_state(state)
+    def load_state_dict(self, states):
+        for purpose, state in states.items():
+            self.generator(*json.loads(purpose)).set_state(state.cpu())
 
     def batches(self, size, batch_size, *purpose, count=None):
-        """One pass over `size` examples in random order: a list of arrays of indices, the last one shorter. count: so many whole
-        batches instead, from as many passes as that takes."""
+        """One pass over `size` examples in random order: a list of arrays of indices, the last one shorter.
+        count: so many whole batches instead, from as many passes as that takes."""
         passes = 1 if count is None else -(-count * batch_size // size)
-        order = np.concatenate([torch.randperm(size, generator=self.generator(*purpose)).numpy() for _ in range(passes)])
+        order = np.concatenate(
+            [torch.randperm(size, generator=self.generator(*purpose)).numpy() for _ in range(passes)]
+        )
         return cut_order(order if count is None else order[:count * batch_size], batch_size)
 
     def pick(self, count, *purpose):
@@ -77,158 +77,12 @@ class Draws:
         return int(torch.multinomial(probabilities.cpu(), 1, generator=self.generator("actions")))
 
 
-# --- how inputs are built (METHOD.md rows 1 to 3, `paper`) -----------------------------------------------------------
-
-def mark(text, *spans):
-    """`text` with the characters of each span (start, end, sign) between two signs, spaced so that no tokenizer glues them to
-    the word. Spans may lie in each other: the outer one's signs stand outside."""
-    opening = [(start, -end, f"{sign} ") for start, end, sign in spans]     # at one place, the longer span opens first
-    closing = [(end, -start, f" {sign}") for start, end, sign in spans]     # and closes last
-    pieces, last = [], 0
-    for place in sorted({place for place, _, _ in opening + closing}):
-        pieces += [text[last:place], *(sign for _, _, sign in sorted(c for c in closing if c[0] == place)),
-                   *(sign for _, _, sign in sorted(o for o in opening if o[0] == place))]
-        last = place
-    return "".join(pieces) + text[last:]
-
-
-def build_pair(first, second):
-    """Builder of the tasks whose two texts go in as they are."""
-    return lambda record, notes: [(str(record[first]), str(record[second]))]
-
-
-def build_copa(record, notes):
-    """Two inputs, one a choice: (premise and the question in words, choice)."""
-    questions = {"cause": "What was the cause?", "effect": "What happened as a result?"}
-    if record["question"] not in questions:
-        raise InputError(f"field question: {record['question']!r} found, expected 'cause' or 'effect'")
-    premise = f"{record['premise']} {questions[record['question']]}"
-    return [(premise, record["choice1"]), (premise, record["choice2"])]
-
-
-def build_wic(record, notes):
-    """(word: sentence1, sentence2), the target marked in both by its character positions."""
-    marked = []
-    for number in "12":
-        sentence, start, end = (record[f"{key}{number}"] for key in ("sentence", "start", "end"))
-        if not 0 <= start < end <= len(sentence):
-            raise InputError(f"fields start{number}, end{number}: {start}..{end} found, expected positions inside "
-                             f"sentence{number}, which has {len(sentence)} characters")
-        marked.append(mark(sentence, (start, end, "*")))
-    return [(f"{record['word']}: {marked[0]}", marked[1])]
-
-
-def locate_span(text, index, span):
-    """Where `span` stands in `text`, given that it should begin at the word number `index`.
-
-    Returns (start, end, how): character positions and "exact" (the words from `index` on are the span), "loose" (they
-    are up to case, punctuation and white space), "moved" (found elsewhere, the nearest whole-word place) or "absent" (not in
-    the text: the one word at `index`).
-    """
-    words = [(match.start(), match.end()) for match in re.finditer(r"\S+", text)]
-    inside_text = 0 <= index < len(words)
-    parts = span.split()
-    here = words[index:index + len(parts)] if inside_text else []
-    if here and [text[start:end] for start, end in here] == span.split(" "):
-        return here[0][0], here[-1][1], "exact"
-    expected = words[index] if inside_text else (len(text), len(text))
-    core = span.strip().rstrip(".,;:!?")
-    if core:
-        pattern = r"(?<!\w)" + r"\s+".join(re.escape(part) for part in core.split()) + r"(?!\w)"
-        found = [match.span() for match in re.finditer(pattern, text, re.IGNORECASE)]
-        if found:
-            start, end = min(found, key=lambda place: abs(place[0] - expected[0]))
-            return start, end, "loose" if expected[0] <= start < expected[1] else "moved"
-    if not inside_text:
-        raise InputError(f"word index {index} found, expected 0 to {len(words) - 1} for a text of {len(words)} words, or a span that "
-                         f"stands in the text; {span!r} does not")
-    return *expected, "absent"
-
-
-def build_wsc(record, notes):
-    """(text with the noun in * * and the pronoun in # #, the noun)."""
-    text, places = record["text"], []
-    for number, sign in (("1", "*"), ("2", "#")):
-        try:
-            start, end, how = locate_span(text, record[f"span{number}_index"], record[f"span{number}_text"])
-        except InputError as error:
-            raise InputError(f"field span{number}_index: {error}") from None
-        notes[how] += 1
-        places.append((start, end, sign))
-    return [(mark(text, *places), record["span1_text"])]
-
-
-# --- the task table --------------------------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Task:
-    """One task. A new one is one more entry of TASKS.
-
-    fields: name -> type, in the order of the released code's .tsv columns. labels: values in the files, class number =
-    position. answers: the same values as the leaderboard wants them. build(record, notes) gives the (text, second text)
-    pairs, one a choice, and may count things to report in notes. official: rows of the official train, dev and test files.
-    metrics: the first one selects.
-    """
-    name: str
-    fields: dict
-    labels: tuple
-    answers: tuple
-    build: Callable
-    official: tuple
-    kind: str = "classification"  # or "multiple_choice": one row a choice, softmax over the choices
-    metrics: tuple = ("accuracy",)
-
-    @property
-    def rows(self):
-        """Encoder inputs per example."""
-        return len(self.labels) if self.kind == "multiple_choice" else 1
-
-    @property
-    def outputs(self):
-        """Width of the task's linear head."""
-        return 1 if self.kind == "multiple_choice" else len(self.labels)
-
-
-TASKS = {task.name: task for task in (
-    Task("BoolQ", {"question": str, "passage": str}, (False, True), ("false", "true"), build_pair("question", "passage"),
-         (9427, 3270, 3245)),
-    Task("CB", {"premise": str, "hypothesis": str}, *[("entailment", "contradiction", "neutral")] * 2,
-         build_pair("premise", "hypothesis"), (250, 56, 250), metrics=("accuracy", "f1")),
-    Task("COPA", {"premise": str, "choice1": str, "choice2": str, "question": str}, (0, 1), (0, 1), build_copa,
-         (400, 100, 500), kind="multiple_choice"),
-    Task("RTE", {"premise": str, "hypothesis": str}, *[("entailment", "not_entailment")] * 2,
-         build_pair("premise", "hypothesis"), (2490, 277, 3000)),
-    Task("WiC", {"word": str, "sentence1": str, "sentence2": str, "start1": int, "start2": int, "end1": int, "end2": int},
-         (False, True), ("false", "true"), build_wic, (5428, 638, 1400)),
-    Task("WSC", {"text": str, "span1_index": int, "span2_index": int, "span1_text": str, "span2_text": str},
-         (False, True), ("False", "True"), build_wsc, (554, 104, 146)),
-)}
-
-
-def protocol_task(task, protocol):
-    """The table's entry as the protocol reads it. The released code takes the first two text columns of every task, WSC's
-    second one being the pronoun's partner's word number (METHOD.md rows 1 to 3)."""
-    released = {"COPA": (protocol.copa_input == "first_choice", ("premise", "choice1")),
-                "WiC": (protocol.wic_input == "first_sentence", ("word", "sentence1")),
-                "WSC": (protocol.wsc_input == "span_index", ("text", "span1_index"))}
-    applies, columns = released.get(task.name, (False, None))
-    return replace(task, kind="classification", build=build_pair(*columns)) if applies else task
-
-
-def find_task(name, flag="--task"):
-    """The table's entry for `name` in any case."""
-    for task in TASKS.values():
-        if task.name.lower() == name.lower():
-            return task
-    raise InputError(f"{flag}: {name!r} found, expected one of {', '.join(TASKS)}")
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------
 
 @dataclass
 class Example:
-    """One example: pairs (one a choice), label (class number, -1: not given), idx as in the data, where (file:line), and
-    what its builder counted."""
+    """One example: pairs (one a choice), label (class number, -1: not given), idx as in the data, where
+    (file:line), and what its builder counted."""
     idx: object
     pairs: list
     label: int
@@ -242,7 +96,9 @@ def open_lines(path):
         try:
             line = line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
         except UnicodeDecodeError as error:
-            raise InputError(f"{path}:{number}: byte {error.start} is not UTF-8; convert the file to UTF-8") from None
+            raise InputError(
+                f"{path}:{number}: byte {error.start} is not UTF-8; convert the file to UTF-8"
+            ) from None
         yield number, line
 
 
@@ -255,7 +111,9 @@ def read_jsonl(path, task):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise InputError(f"{where}: not JSON ({error.msg}, column {error.colno}); expected one object a line") from None
+            raise InputError(
+                f"{where}: not JSON ({error.msg}, column {error.colno}); expected one object a line"
+            ) from None
         if not isinstance(record, dict):
             raise InputError(f"{where}: {type(record).__name__} found, expected a JSON object")
         for value in [value for value in record.values() if isinstance(value, dict)]:
@@ -264,8 +122,8 @@ def read_jsonl(path, task):
 
 
 def read_tsv(path, task):
-    """(where, record) of each row of the released code's layout: header, id, fields in the table's order, label.
-    Quotes are literal; a file without the label column is unlabelled."""
+    """(where, record) of each row of the released code's layout: header, id, fields in the table's order,
+    label. Quotes are literal; a file without the label column is unlabelled."""
     width = len(task.fields)
     for number, line in open_lines(path):
         if number == 1 or not line.strip():
@@ -283,7 +141,9 @@ def read_tsv(path, task):
 def parse_field(record, name, kind, where):
     """The value of a field as `kind`; whole numbers may come as text."""
     if name not in record or record[name] is None:
-        raise InputError(f"{where}: field {name!r} missing, expected fields {', '.join(map(str, record))} and {name}")
+        raise InputError(
+            f"{where}: field {name!r} missing, expected fields {', '.join(map(str, record))} and {name}"
+        )
     value = record[name]
     if kind is int and isinstance(value, str) and re.fullmatch(r"-?\d+", value.strip()):
         value = int(value)
@@ -302,25 +162,33 @@ def parse_label(value, task, where, as_class_number=False):
         spellings |= {str(number): number for number in range(len(task.labels))}
     number = spellings.get(str(value).strip().lower())
     if number is None:
-        raise InputError(f"{where}: label {value!r} found, expected one of {', '.join(map(str, task.labels))}")
+        raise InputError(
+            f"{where}: label {value!r} found, expected one of {', '.join(map(str, task.labels))}"
+        )
     return number
 
 
-# control characters, zero-width ones and marks of direction: most tokenizers drop them, so that a reader should know
+# control characters, zero-width ones and marks of direction: most tokenizers drop them, so that a reader
+# should know
 INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
 
 
 def build_examples(task, records, source, as_class_number=False, text_case="as_is"):
-    """The Examples of a split: records checked and turned into texts, lower-cased where text_case is "lower" (METHOD.md
-    row 5). Refuses duplicate idx, half-labelled and empty splits."""
+    """The Examples of a split: records checked and turned into texts, lower-cased where text_case is "lower"
+    (METHOD.md row 5). Refuses duplicate idx, half-labelled and empty splits."""
     examples, first_place = [], {}
     for where, record in records:
         values = {name: parse_field(record, name, kind, where) for name, kind in task.fields.items()}
         if not isinstance(record.get("idx"), (int, str)) or isinstance(record["idx"], bool):
-            raise InputError(f"{where}: field 'idx': {record.get('idx')!r} found, expected a number or text that names the example")
+            raise InputError(
+                f"{where}: field 'idx': {record.get('idx')!r} found, expected a number or text that names the"
+                " example"
+            )
         if record["idx"] in first_place:
-            raise InputError(f"{where}: idx {record['idx']!r} stands already at {first_place[record['idx']]}; every "
-                             "example of a split needs its own")
+            raise InputError(
+                f"{where}: idx {record['idx']!r} stands already at {first_place[record['idx']]}; every "
+                "example of a split needs its own"
+            )
         first_place[record["idx"]] = where
         notes = Counter()
         if any(INVISIBLE.search(value) for value in values.values() if isinstance(value, str)):
@@ -337,19 +205,25 @@ def build_examples(task, records, source, as_class_number=False, text_case="as_i
         raise InputError(f"{source}: no examples found, expected at least one")
     bare = [example for example in examples if example.label < 0]
     if bare and len(bare) < len(examples):
-        raise InputError(f"{bare[0].where}: no label, but {len(examples) - len(bare)} other examples of this split have one; "
-                         "give all of them labels or none")
+        raise InputError(
+            f"{bare[0].where}: no label, but {len(examples) - len(bare)} other examples of this split have"
+            " one; give all of them labels or none"
+        )
     return examples
 
 
 def task_folder(data_dir, task):
     """The folder of `task` below data_dir, its name in any case; None where there is none."""
-    folders = sorted(path for path in Path(data_dir).iterdir() if path.is_dir() and path.name.lower() == task.name.lower())
+    folders = sorted(
+        path for path in Path(data_dir).iterdir() if path.is_dir() and path.name.lower() == task.name.lower()
+    )
     return next((path for path in folders if path.name == task.name), folders[0] if folders else None)
 
 
-LAYOUTS = (("jsonl", read_jsonl, {"train": "train.jsonl", "dev": "val.jsonl", "test": "test.jsonl"}),
-           ("tsv", read_tsv, {"train": "train.tsv", "quiz": "held.tsv", "dev": "dev.tsv", "test": "test.tsv"}))
+LAYOUTS = (
+    ("jsonl", read_jsonl, {"train": "train.jsonl", "dev": "val.jsonl", "test": "test.jsonl"}),
+    ("tsv", read_tsv, {"train": "train.tsv", "quiz": "held.tsv", "dev": "dev.tsv", "test": "test.tsv"}),
+)
 
 
 def has_training_file(data_dir, task):
@@ -359,21 +233,27 @@ def has_training_file(data_dir, task):
 
 
 def read_task(task, data_dir, parts, text_case="as_is"):
-    """{split: Examples} of those `parts` (train, quiz, dev, test) that data_dir has, from any of the three layouts.
+    """{split: Examples} of those `parts` (train, quiz, dev, test) that data_dir has, from any of the three
+    layouts.
 
-    train must be there, and dev where it is asked for; test and the released layout's quiz (held.tsv) are optional.
+    train must be there, and dev where it is asked for; test and the released layout's quiz (held.tsv) are
+    optional.
     """
     if data_dir == "hub":
         return read_hub(task, parts, text_case)
     folder = task_folder(data_dir, task)
     if folder is None:
-        raise InputError(f"--data_dir {data_dir}: no folder {task.name} found, expected {task.name}/train.jsonl (official layout) "
-                         f"or {task.name}/train.tsv; give the folder that holds the task folders")
+        raise InputError(
+            f"--data_dir {data_dir}: no folder {task.name} found, expected {task.name}/train.jsonl (official"
+            f" layout) or {task.name}/train.tsv; give the folder that holds the task folders"
+        )
     for _, read, names in LAYOUTS:
         if (folder / names["train"]).is_file():
             break
     else:
-        raise InputError(f"{folder}: neither train.jsonl nor train.tsv found; put the files of {task.name} there")
+        raise InputError(
+            f"{folder}: neither train.jsonl nor train.tsv found; put the files of {task.name} there"
+        )
     splits = {}
     for part in parts:
         path = folder / names[part] if part in names else None
@@ -395,37 +275,55 @@ def read_hub(task, parts, text_case):
             data = load_dataset("aps/super_glue", config)
         except RuntimeError:  # a repository that still has a loading script: its script-free conversion
             data = load_dataset("aps/super_glue", config, revision="refs/convert/parquet")
-    except Exception as error:  # whatever datasets, the hub client or the network raised: one line, one way out
+    # whatever datasets, the hub client or the network raised: one line, one way out
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--data_dir hub: aps/super_glue {config} could not be loaded ({type(error).__name__}: {reason}); connect "
-                         "once to fill the cache, or give a folder with the official files") from None
+        raise InputError(
+            f"--data_dir hub: aps/super_glue {config} could not be loaded ({type(error).__name__}: {reason});"
+            " connect once to fill the cache, or give a folder with the official files"
+        ) from None
     names = {"train": "train", "dev": "validation", "test": "test"}
-    return {part: build_examples(task, ((f"aps/super_glue/{config}/{names[part]}:{number}", row)
-                                        for number, row in enumerate(data[names[part]], 1)),
-                                 f"aps/super_glue/{config}/{names[part]}", as_class_number=True, text_case=text_case)
-            for part in parts if part in names and names[part] in data}
+    return {
+        part: build_examples(
+            task,
+            (
+                (f"aps/super_glue/{config}/{names[part]}:{number}", row)
+                for number, row in enumerate(data[names[part]], 1)
+            ),
+            f"aps/super_glue/{config}/{names[part]}",
+            as_class_number=True,
+            text_case=text_case,
+        )
+        for part in parts
+        if part in names and names[part] in data
+    }
 
 
 def curriculum_tasks(names, main_task, data_dir):
-    """The curriculum's tasks in the table's order, the main task among them: those named, else those in data_dir."""
+    """The curriculum's tasks in the table's order, the main task among them: those named, else those in
+    data_dir."""
     if data_dir != "hub" and not Path(data_dir).is_dir():
-        raise InputError(f"--data_dir {data_dir}: no such folder; expected a folder that holds {main_task.name}/")
+        raise InputError(
+            f"--data_dir {data_dir}: no such folder; expected a folder that holds {main_task.name}/"
+        )
     if names:
         wanted = {find_task(name, "--tasks").name for name in names}
     else:
-        wanted = {task.name for task in TASKS.values() if data_dir == "hub" or has_training_file(data_dir, task)}
+        wanted = {
+            task.name for task in TASKS.values() if data_dir == "hub" or has_training_file(data_dir, task)
+        }
     wanted.add(main_task.name)
     return [task for task in TASKS.values() if task.name in wanted]
 
 
-# --- train and quiz ----------------------------------------------------------------------------------------------------
+# --- train and quiz -----------------------------------------------------------------------------------------
 
 def split_train_quiz(task_name, idx, labels, split_seed):
     """Positions (train, quiz) of a 9:1 split, stratified by label; both in the data's order.
 
-    Within a label, examples are ranked by a hash of (seed, task, idx): the same on every machine and with every library
-    version, whatever the order of the file. The tenth of a label is rounded by largest remainder, so that quiz as a whole
-    has round(n / 10) examples.
+    Within a label, examples are ranked by a hash of (seed, task, idx): the same on every machine and with
+    every library version, whatever the order of the file. The tenth of a label is rounded by largest
+    remainder, so that quiz as a whole has round(n / 10) examples.
     """
     rank = [hashlib.sha256(repr((split_seed, task_name, number)).encode()).digest() for number in idx]
     counts = Counter(labels)
@@ -435,12 +333,14 @@ def split_train_quiz(task_name, idx, labels, split_seed):
         quota[label] += 1
     quiz = set()
     for label in counts:
-        members = sorted((number for number, value in enumerate(labels) if value == label), key=rank.__getitem__)
+        members = sorted(
+            (number for number, value in enumerate(labels) if value == label), key=rank.__getitem__
+        )
         quiz.update(members[:quota[label]])
     return [n for n in range(len(idx)) if n not in quiz], sorted(quiz)
 
 
-# --- encoded splits and batches ----------------------------------------------------------------------------------------
+# --- encoded splits and batches -----------------------------------------------------------------------------
 
 @dataclass
 class Batch:
@@ -453,7 +353,8 @@ class Batch:
 
 @dataclass
 class Split:
-    """A tokenised split: the rows' token ids end to end in one int32 array; row r is input_ids[offsets[r]:offsets[r + 1]].
+    """A tokenised split: the rows' token ids end to end in one int32 array; row r is
+    input_ids[offsets[r]:offsets[r + 1]].
 
     labels: (examples) int64, -1 where not given. checksum: of texts, labels and idx, before the tokenizer.
     """
@@ -494,18 +395,28 @@ class Split:
         inside = columns < lengths[:, None]                                        # (rows, longest)
         places = np.where(inside, starts[:, None] + columns, 0)
 
-        def to_device(tensor):  # to a GPU from pinned memory, so that the copy waits for nothing and nothing waits for it
-            return tensor.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else tensor
+        # to a GPU from pinned memory, so that the copy waits for nothing and nothing waits for it
+        def to_device(tensor):
+            return (
+                tensor.pin_memory().to(device, non_blocking=True)
+                if torch.device(device).type == "cuda"
+                else tensor
+            )
 
         def padded(flat, pad):
             return to_device(torch.from_numpy(np.where(inside, flat[places], pad).astype(np.int64)))
 
         types = None if self.token_type_ids is None else padded(self.token_type_ids, self.pad_ids[1])
-        return Batch(padded(self.input_ids, self.pad_ids[0]), to_device(torch.from_numpy(inside.astype(np.int64))), types,
-                     to_device(self.labels[np.asarray(indices)]))
+        return Batch(
+            padded(self.input_ids, self.pad_ids[0]),
+            to_device(torch.from_numpy(inside.astype(np.int64))),
+            types,
+            to_device(self.labels[np.asarray(indices)]),
+        )
 
     def encoded_checksum(self):
-        """sha256 of everything that a model reads of the split: token ids, segments, padding, and the labels."""
+        """sha256 of everything that a model reads of the split: token ids, segments, padding, and the
+        labels."""
         digest = hashlib.sha256(repr((self.task.kind, self.pad_ids, self.pad_to)).encode())
         for array in (self.input_ids, self.token_type_ids, self.offsets, self.labels.numpy()):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
@@ -514,13 +425,23 @@ class Split:
     def summary(self):
         """What args and results say of the split."""
         spans = {how: count for how, count in self.notes.items() if how not in ("invisible", "unknown")}
-        return {"examples": len(self), "truncated": self.truncated, "labelled": self.labelled, "sha256": self.checksum,
-                **({"spans": spans} if spans else {}), **{how: self.notes[how] for how in ("invisible", "unknown") if how in self.notes}}
+        return {
+            "examples": len(self),
+            "truncated": self.truncated,
+            "labelled": self.labelled,
+            "sha256": self.checksum,
+            **({"spans": spans} if spans else {}),
+            **{how: self.notes[how] for how in ("invisible", "unknown") if how in self.notes},
+        }
 
     def absent_labels(self):
         """Labels of the task that no example has."""
         seen = set(self.labels.tolist())
-        return [label for number, label in enumerate(self.task.labels) if number not in seen] if self.labelled else []
+        return (
+            [label for number, label in enumerate(self.task.labels) if number not in seen]
+            if self.labelled
+            else []
+        )
 
 
 def checksum_examples(task, examples):
@@ -531,16 +452,21 @@ def checksum_examples(task, examples):
 
 
 def encode_split(task, name, examples, tokenizer, max_seq_length, cls_segment="tokenizer", padding="longest"):
-    """Tokenise examples once. Longer rows are cut, the longer text first (METHOD.md row 7); the cut examples are counted.
-    cls_segment "one": the first token's segment is 1 (row 4). padding "max_length": to max_seq_length always (row 6)."""
+    """Tokenise examples once. Longer rows are cut, the longer text first (METHOD.md row 7); the cut examples
+    are counted. cls_segment "one": the first token's segment is 1 (row 4). padding "max_length": to
+    max_seq_length always (row 6)."""
     pairs = [pair for example in examples for pair in example.pairs]
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
     encoded = tokenizer(first, second, truncation=False, verbose=False)
     ids, types = encoded["input_ids"], encoded.get("token_type_ids")
     long = [row for row, tokens in enumerate(ids) if len(tokens) > max_seq_length]
     if long:
-        cut = tokenizer([first[row] for row in long], [second[row] for row in long], truncation="longest_first",
-                        max_length=max_seq_length)
+        cut = tokenizer(
+            [first[row] for row in long],
+            [second[row] for row in long],
+            truncation="longest_first",
+            max_length=max_seq_length,
+        )
         for place, row in enumerate(long):
             ids[row] = cut["input_ids"][place]
             if types is not None:
@@ -550,53 +476,113 @@ def encode_split(task, name, examples, tokenizer, max_seq_length, cls_segment="t
     offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in ids])])
     notes = sum((example.notes for example in examples), Counter())
     strange = tokenizer.unk_token_id
-    unknown = {row // task.rows for row, tokens in enumerate(ids) if strange is not None and strange in tokens}
+    unknown = {
+        row // task.rows for row, tokens in enumerate(ids) if strange is not None and strange in tokens
+    }
     if unknown:
         notes["unknown"] = len(unknown)
-    return Split(task=task, name=name, idx=[example.idx for example in examples], where=[example.where for example in examples],
-                 labels=torch.tensor([example.label for example in examples]),
-                 input_ids=np.concatenate(ids).astype(np.int32),
-                 token_type_ids=None if types is None else np.concatenate(types).astype(np.int8),
-                 offsets=offsets, pad_ids=(tokenizer.pad_token_id, getattr(tokenizer, "pad_token_type_id", 0)),
-                 pad_to=max_seq_length if padding == "max_length" else None,
-                 truncated=len({row // task.rows for row in long}), checksum=checksum_examples(task, examples),
-                 notes=dict(sorted(notes.items())))
+    return Split(
+        task=task,
+        name=name,
+        idx=[example.idx for example in examples],
+        where=[example.where for example in examples],
+        labels=torch.tensor([example.label for example in examples]),
+        input_ids=np.concatenate(ids).astype(np.int32),
+        token_type_ids=None if types is None else np.concatenate(types).astype(np.int8),
+        offsets=offsets,
+        pad_ids=(tokenizer.pad_token_id, getattr(tokenizer, "pad_token_type_id", 0)),
+        pad_to=max_seq_length if padding == "max_length" else None,
+        truncated=len({row // task.rows for row in long}),
+        checksum=checksum_examples(task, examples),
+        notes=dict(sorted(notes.items())),
+    )
 
 
-def load_task(task, data_dir, tokenizer, max_seq_length, split_seed, quiz_batch_size, parts=("train", "quiz", "dev", "test"),
-              text_case="as_is", **encoding):
-    """{split name: Split} of a task: those `parts` that there are; train and quiz must be labelled, and quiz fill a batch."""
-    examples = read_task(task, data_dir, [part for part in ("train", "quiz", "dev", "test") if part in parts or part == "train"], text_case)
+def load_task(
+    task,
+    data_dir,
+    tokenizer,
+    max_seq_length,
+    split_seed,
+    quiz_batch_size,
+    parts=("train", "quiz", "dev", "test"),
+    text_case="as_is",
+    **encoding,
+):
+    """{split name: Split} of a task: those `parts` that there are; train and quiz must be labelled, and quiz
+    fill a batch."""
+    examples = read_task(
+        task,
+        data_dir,
+        [part for part in ("train", "quiz", "dev", "test") if part in parts or part == "train"],
+        text_case,
+    )
     source = examples["train"][0].where.rsplit(":", 1)[0]
     for name in ("train", "quiz"):
         if name in examples and examples[name][0].label < 0:
-            raise InputError(f"{examples[name][0].where}: no label found, expected every {name} example to have one")
+            raise InputError(
+                f"{examples[name][0].where}: no label found, expected every {name} example to have one"
+            )
     if "quiz" not in examples:
         whole = examples["train"]
-        train, quiz = split_train_quiz(task.name, [e.idx for e in whole], [e.label for e in whole], split_seed)
+        train, quiz = split_train_quiz(
+            task.name, [e.idx for e in whole], [e.label for e in whole], split_seed
+        )
         examples |= {"train": [whole[n] for n in train], "quiz": [whole[n] for n in quiz]}
     if len(examples["quiz"]) < quiz_batch_size:
-        raise InputError(f"--val_dataloader_size {quiz_batch_size}: {task.name} has {len(examples['quiz'])} quiz examples (from "
-                         f"{source}), expected at least one whole batch; lower it or leave {task.name} out of --tasks")
+        raise InputError(
+            f"--val_dataloader_size {quiz_batch_size}: {task.name} has {len(examples['quiz'])} quiz examples"
+            f" (from {source}), expected at least one whole batch; lower it or leave {task.name} out of"
+            " --tasks"
+        )
     if not examples["train"]:
         raise InputError(f"{source}: no examples left for train; expected at least two")
     return {name: encode_split(task, name, examples[name], tokenizer, max_seq_length, **encoding)
             for name in parts if name in examples}
 
 
+def resolve_tasks(args):
+    """(main task, [curriculum tasks]) as the protocol reads them."""
+    protocol, main_task = resolve_protocol(args), find_task(args.task)
+    tasks = curriculum_tasks(args.tasks, main_task, args.data_dir)
+    return protocol_task(main_task, protocol), [protocol_task(task, protocol) for task in tasks]
+
+
+def resolve_settings(args):
+    """The flags as args.json holds them: tasks as the table spells them, every choice of the protocol
+    said."""
+    task, tasks = resolve_tasks(args)
+    return {**written(args), "task": task.name, "tasks": [task.name for task in tasks],
+            "protocol_choices": asdict(resolve_protocol(args))}
+
+
 def load_data(args, main_task, tasks, tokenizer, protocol):
     """(splits of the main task by name, {curriculum task: its quiz Split} in the order of `tasks`)."""
-    read = {task.name: load_task(task, args.data_dir, tokenizer, args.max_seq_length, args.split_seed, args.val_dataloader_size,
-                                 ("train", "quiz", "dev", "test") if task.name == main_task.name else ("quiz",), protocol.text_case,
-                                 cls_segment=protocol.cls_segment, padding=protocol.padding) for task in tasks}
+    read = {
+        task.name: load_task(
+            task,
+            args.data_dir,
+            tokenizer,
+            args.max_seq_length,
+            args.split_seed,
+            args.val_dataloader_size,
+            ("train", "quiz", "dev", "test") if task.name == main_task.name else ("quiz",),
+            protocol.text_case,
+            cls_segment=protocol.cls_segment,
+            padding=protocol.padding,
+        )
+        for task in tasks
+    }
     return read[main_task.name], {name: splits["quiz"] for name, splits in read.items()}
 
 
 def check_selection(select_on, data):
     """InputError unless the split that selects has labels."""
     if not data[select_on].labelled:
-        raise InputError(f"--select_on {select_on}: {data[select_on].where[0]} has no label; expected a labelled {select_on} split, "
-                         "or --select_on quiz")
+        raise InputError(
+            f"--select_on {select_on}: {data[select_on].where[0]} has no label; expected a labelled"
+            f" {select_on} split, or --select_on quiz"
+        )
 
 
 def batches_by_length(split, batch_size):

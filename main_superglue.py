@@ -3,134 +3,531 @@
     python main_superglue.py --task RTE --data_dir ./data/ --reward_function binary
     python main_superglue.py --task RTE --data_dir ./data/ --reward_function binary --use_comp_loss
 
-The run's folder (--output_dir) ends with result.json, predictions and the distilled student. Finished phases are kept
-under --phase_dir and reused by runs to which they apply.
+The run's folder (--output_dir) ends with result.json, predictions and the distilled student. Finished phases
+are kept under --phase_dir and reused by runs to which they apply.
 """
 import copy
-import functools
 import shutil
 import sys
-from dataclasses import asdict, replace
+from argparse import Namespace
+from dataclasses import asdict, dataclass, replace
 
-from arguments import loss_name, parse_arguments
+from arguments import Protocol, loss_name, parse_arguments, part_of_the_run, resolve_protocol
 
 if __name__ == "__main__":
-    parsed = parse_arguments()  # before torch and transformers, whose seconds --help and a mistyped flag need not wait for
+    # before torch and transformers, whose seconds --help and a mistyped flag need not wait for
+    parsed = parse_arguments()
 
-from safetensors import SafetensorError  # noqa: E402
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
-from curriculum import CurriculumTraining, Policy, train_curriculum  # noqa: E402
-from data_utils import Draws, InputError, check_selection, curriculum_tasks, find_task, load_data, protocol_task  # noqa: E402
-from meta_policy import (Distillation, MetaTraining, Selection, Training, TrainingError, alternate_phases, distill_student,  # noqa: E402
-                         distillation_epochs, meta_teacher_epochs, train_meta_teacher, train_teacher)
-from models import (EVAL_BATCH_SIZES, FrozenEncoder, Heads, keep_freed_memory, load_encoder, load_heads, load_model,  # noqa: E402
-                    load_weights, open_checkpoints, predict, predict_heads, resolve_device, save_heads, save_model)
-from protocols import resolve_protocol  # noqa: E402
-from resume import Stopped, lock, stopping_on_signals  # noqa: E402
-from run_folder import (STATE_FOLDER, PhaseStore, RunFolder, StoredOutputs, check_folder, finished_result,  # noqa: E402
-                        say_needs, say_result)
+from bookkeeping.checkpoints import Checkpoints, open_checkpoints
+from bookkeeping.errors import InputError, Stopped, TrainingError
+from bookkeeping.files import check_folder, lock
+from bookkeeping.finished import finished_result
+from bookkeeping.identity import describe_code, identity_of
+from bookkeeping.machine import EVAL_BATCH_SIZES, keep_freed_memory, resolve_device, say_needs
+from bookkeeping.phases import Phase, PhaseStore, StoredOutputs
+from bookkeeping.run_folder import STATE_FOLDER, RunFolder, describe_inputs, say_result
+from bookkeeping.signals import stopping_on_signals
+from bookkeeping.tracker import open_tracker
+from curriculum import CurriculumTraining, Policy, train_curriculum
+from data_utils import RandomStreams, check_selection, load_data, resolve_settings, resolve_tasks
+from meta_policy import (
+    Distillation,
+    Evaluator,
+    MetaTraining,
+    Training,
+    distill_student,
+    distillation_loop,
+    meta_teacher_loop,
+    run_epochs,
+    train_meta_teacher,
+    train_teacher,
+)
+from metrics import count_labels, row_of, write_predictions
+from models import (
+    FrozenEncoder,
+    Heads,
+    Model,
+    load_encoder,
+    load_heads,
+    load_model,
+    load_weights,
+    predict,
+    predict_heads,
+    save_heads,
+    save_model,
+)
+from tasks import Task
 
 
 def run(args):
     """The four phases in order; returns the exit code."""
-    protocol = resolve_protocol(args)
-    args.protocol_choices = asdict(protocol)
-    setting = Setting(args, protocol)
-    with setting.locked():
-        finished = finished_result(args, setting.summary)
+    settings = resolve_settings(args)
+    finished_result(args.output_dir, settings)  # refuses a folder of another run, before anything is read
+    inputs = read_inputs(args, settings)
+    with locked(args.output_dir):
+        finished = finished_result(args.output_dir, settings, inputs.summary)
         if finished and not args.fresh:
-            if args.stop_after is None:
-                shutil.rmtree(args.output_dir / STATE_FOLDER, ignore_errors=True)  # of a run that was ended right after its result
+            if args.stop_after is None:  # of a run that was ended right after its result
+                shutil.rmtree(args.output_dir / STATE_FOLDER, ignore_errors=True)
             print(f"{args.output_dir} holds this run, finished; nothing to do")
             say_result(finished, args.output_dir, print)
             return 0
-        setting.open_folders(again=finished is not None)
-        return four_phases(setting)
+        return four_phases(open_experiment(inputs, again=finished is not None))
 
 
-def four_phases(setting):
-    """They run, or are found finished, or go on from where they were ended."""
-    args = setting.args
-    teacher_heads, teacher_outputs, teacher_phase = fine_tune(setting)
+def four_phases(lab):
+    """They run, or are found finished, or go on from where they were ended. Each is given what it hangs on as
+    what an earlier one returned, so that its identity can name it."""
+    args = lab.inputs.args
+    teacher = fine_tune(lab)
     if args.stop_after == "teacher":
-        return setting.log.finish(setting.store)
+        return lab.finish()
 
     if args.undistilled:
-        train_undistilled(setting)
-    pair = Pair(setting, teacher_heads, teacher_outputs)
-    kd_phase = distill(setting, pair, teacher_phase)
+        train_undistilled(lab)
+    student = distill(lab, teacher)
     if args.stop_after == "kd":
-        return setting.log.finish(setting.store)
+        return lab.finish()
 
-    meta_teacher_phase = teach_to_teach(setting, pair, teacher_phase, kd_phase)
+    meta_teacher = teach_meta_teacher(lab, teacher, student)
     if args.kd_200:
-        distill_on(setting, pair, kd_phase, meta_teacher_phase if pair.alternating else teacher_phase)
+        continue_distillation(lab, teacher, student, meta_teacher)
     if args.stop_after == "meta_teacher":
-        return setting.log.finish(setting.store)
+        return lab.finish()
 
-    follow_curriculum(setting, pair)
-    return setting.log.finish(setting.store)
+    follow_curriculum(lab, teacher, student, meta_teacher)
+    return lab.finish()
 
 
-class Setting:
-    """What all phases share: the checked inputs, the run's folder and the store of finished phases."""
+# --- the phases ---------------------------------------------------------------------------------------------
 
-    def __init__(self, args, protocol):
-        self.args, self.protocol = args, protocol
-        self.task = protocol_task(find_task(args.task), protocol)
-        self.tasks = [protocol_task(task, protocol) for task in curriculum_tasks(args.tasks, self.task, args.data_dir)]
-        args.task, args.tasks = self.task.name, [task.name for task in self.tasks]
-        finished_result(args)  # refuses a folder of another run, before anything is read
-        self.device, self.bf16 = resolve_device(args.device, args.precision), args.precision == "bf16"
-        self.eval_batch_size = args.eval_batch_size or EVAL_BATCH_SIZES[self.device.type]
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        self.checkpoints = open_checkpoints(args)
-        self.data, self.quiz = load_data(args, self.task, self.tasks, self.checkpoints.tokenizer, protocol)
-        check_selection(args.select_on, self.data)
-        self.looked_at = {name: split for name, split in self.data.items()
-                          if name == args.select_on or (name == "dev" and split.labelled)}
-        self.summary = {**{f"{self.task.name}/{name}": split.summary() for name, split in self.data.items()},
-                        **{f"{name}/quiz": split.summary() for name, split in self.quiz.items()},
-                        "teacher_model": self.checkpoints.teacher_sha256, "student_model": self.checkpoints.student_sha256}
+@dataclass
+class Teacher:
+    """Heads and, by example, the frozen encoder's outputs, of a finished phase."""
+    heads: Heads
+    outputs: FrozenEncoder
+    phase: Phase
 
-    def locked(self):
-        """No other process works in the run's folder."""
-        folder = self.args.output_dir.resolve()
-        check_folder(folder.parent, "--output_dir")
-        return lock(folder.with_name(f".{folder.name}.lock"), busy=f"--output_dir {self.args.output_dir}: another process is at work on "
-                    "this run; wait for it, or give another folder")
+    def predict(self, split):
+        return predict_heads(self.heads, self.outputs, split)
 
-    def open_folders(self, again):
-        """From here on the run writes. again: it was finished, and --fresh asks for it anew."""
-        args = self.args
-        drawn = self.checkpoints.check_weights(args.nlayers)
-        if again:
-            for path in (args.phase_dir, args.output_dir / STATE_FOLDER):
-                shutil.rmtree(path, ignore_errors=True)
-        if not args.fresh:  # else phases lie in the run's own folder
-            check_folder(args.phase_dir, "--phase_dir")
-        self.log = RunFolder(args, self.device, self.task, self.data, self.quiz, self.checkpoints, drawn, self.summary)
-        self.store = PhaseStore(args.phase_dir, self.log)
-        say_needs(args, self.checkpoints, self.data["train"], self.device, self.log.say)
+
+@dataclass
+class Student:
+    """A model, of a finished phase."""
+    model: Model
+    phase: Phase
+
+
+def fine_tune(lab):
+    """Phase 1: the teacher is fine-tuned on train. Its weights are in memory only while it is trained or its
+    outputs are computed."""
+    args, inputs, task = lab.inputs.args, lab.inputs, lab.inputs.task
+    settings = lab.training(
+        Training, args.teacher_epochs, args.train_dataloader_size, args.teacher_learning_rate
+    )
+    reads = lab.reads("train", checkpoint=inputs.checkpoints.teacher_sha256)
+    with lab.open("teacher", fine_tune, settings, reads) as phase:
+        if not phase.finished:
+            model = load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "teacher", bf16=lab.bf16,
+                               head_dropout=args.head_dropout).to(lab.device)
+            best = train_teacher(model, inputs.data["train"], settings, lab.evaluator(lab.predictor(model)),
+                                 lab.streams("teacher"), phase.log, phase.saver)
+            with phase.publish(best) as folder:
+                save_model(model, folder, [task.name], inputs.checkpoints.tokenizer)
+            del model
+    heads = Heads(inputs.tasks, inputs.checkpoints.hidden_size, args.seed, "teacher", args.head_dropout).to(
+        lab.device
+    )
+    load_heads(heads.eval(), phase.folder, [task.name])
+    outputs = lab.stored_outputs(phase, lambda: load_encoder(phase.folder, lab.bf16).to(lab.device))
+    read = {split: 0 for split in ("dev", "test") if split in inputs.data}
+    if args.stop_after != "teacher":
+        read |= {"quiz": 0, "train": args.nlayers - 1 if args.beta > 0 else 0}
+    outputs.prepare(*((inputs.data[split], layers) for split, layers in read.items()))
+    teacher = Teacher(heads, outputs, phase)
+    lab.add_row("teacher", phase, teacher.predict)
+    return teacher
+
+
+def train_undistilled(lab):
+    """The row `student`: phase 2 without a teacher (alpha = 0, beta = 0)."""
+    model, settings = lab.new_student(), lab.distillation(alpha=0.0, beta=0.0, temperature=1.0)
+    reads = lab.reads("train", checkpoint=lab.inputs.checkpoints.student_sha256)
+    with lab.open("student", train_undistilled, settings, reads) as phase:
+        if phase.finished:
+            load_weights(model, phase.folder, [lab.inputs.task.name])
+        else:
+            best = distill_student(
+                "student",
+                model,
+                None,
+                None,
+                lab.inputs.data["train"],
+                settings,
+                lab.evaluator(lab.predictor(model)),
+                lab.streams("student"),
+                phase.log,
+                phase.saver,
+            )
+            with phase.publish(best) as folder:
+                save_model(model, folder, [lab.inputs.task.name], lab.inputs.checkpoints.tokenizer)
+    lab.add_row("student", phase, lab.predictor(model))
+
+
+def distill(lab, teacher):
+    """Phase 2: the student learns on train from the labels and the teacher."""
+    args, inputs = lab.inputs.args, lab.inputs
+    model, settings = lab.new_student(), lab.distillation(args.alpha, args.beta, args.temperature)
+    reads = lab.reads("train", checkpoint=inputs.checkpoints.student_sha256, teacher=teacher.phase.identity)
+    if lab.alternating:
+        reads |= lab.reads("quiz", meta_teacher=asdict(lab.meta_training()))
+    with lab.open("kd", distill, settings, reads, keep_state=lab.alternating) as phase:
+        if phase.finished:
+            load_weights(model, phase.folder, [inputs.task.name])
+        else:
+            if lab.alternating:
+                best = lab.alternation(teacher, settings, phase.saver).take("kd", model)
+            else:
+                best = distill_student(
+                    "kd",
+                    model,
+                    teacher.heads,
+                    teacher.outputs,
+                    inputs.data["train"],
+                    settings,
+                    lab.evaluator(lab.predictor(model)),
+                    lab.streams("kd"),
+                    phase.log,
+                    phase.saver,
+                )
+            with phase.publish(best) as folder:
+                save_model(model, folder, [inputs.task.name], inputs.checkpoints.tokenizer)
+    model.eval()
+    lab.add_row("kd", phase, lab.predictor(model))
+    return Student(model, phase)
+
+
+def teach_meta_teacher(lab, teacher, student):
+    """Phase 3: the meta-teacher, at first a copy of the teacher's heads, learns on quiz from both encoders'
+    pooled outputs."""
+    inputs, names = lab.inputs, [lab.inputs.task.name]
+    heads, settings = copy.deepcopy(teacher.heads), lab.meta_training()
+    meta_teacher = Teacher(heads, teacher.outputs, None)
+    reads = lab.reads("quiz", teacher=teacher.phase.identity, kd=student.phase.identity)
+    with lab.open("meta_teacher", teach_meta_teacher, settings, reads) as phase:
+        if phase.finished:
+            load_heads(heads, phase.folder, names)
+        else:
+            if lab.alternating:
+                kd_settings = lab.distillation(inputs.args.alpha, inputs.args.beta, inputs.args.temperature)
+                best = lab.alternation(teacher, kd_settings, student.phase.saver).take("meta_teacher", heads)
+            else:
+                student_outputs = lab.stored_outputs(student.phase, lambda: student.model.encoder)
+                best = train_meta_teacher(
+                    heads,
+                    teacher.outputs,
+                    student_outputs,
+                    inputs.data["quiz"],
+                    settings,
+                    lab.evaluator(meta_teacher.predict),
+                    lab.streams("meta_teacher"),
+                    phase.log,
+                    phase.saver,
+                )
+            with phase.publish(best) as folder:
+                save_heads(heads, folder, names)
+    student.phase.saver.clear()  # it was kept for both phases, where they alternate
+    heads.eval()
+    meta_teacher.phase = phase
+    lab.add_row("meta_teacher", phase, meta_teacher.predict)
+    return meta_teacher
+
+
+def continue_distillation(lab, teacher, student, meta_teacher):
+    """The control `kd_200`: what phase 4's steps and evaluations are worth without phase 4. The distilled
+    student goes on with phase 2's loss on train, from the teacher that phase 2 ended with (in `released` the
+    meta-teacher): as many steps between two evaluations, as many evaluations and updates, and the same new
+    beginning (optimizer, dropout) as in phase 4; the best evaluation is kept, as there."""
+    args, inputs, model = lab.inputs.args, lab.inputs, copy.deepcopy(student.model)
+    steps, update = -(-len(inputs.data["quiz"]) // args.val_dataloader_size), inputs.protocol.student_update
+    source = meta_teacher if lab.alternating else teacher
+    settings = replace(lab.distillation(args.alpha, args.beta, args.temperature), epochs=args.num_episodes)
+    reads = lab.reads(
+        "train", kd=student.phase.identity, teacher=source.phase.identity, steps=steps, update=update
+    )
+    with lab.open("kd_200", continue_distillation, settings, reads) as phase:
+        if phase.finished:
+            load_weights(model, phase.folder, [inputs.task.name])
+        else:
+            best = distill_student(
+                "kd_200",
+                model,
+                source.heads,
+                source.outputs,
+                inputs.data["train"],
+                settings,
+                lab.evaluator(lab.predictor(model)),
+                lab.streams("kd_200"),
+                phase.log,
+                phase.saver,
+                epoch_steps=steps,
+                update=update,
+            )
+            with phase.publish(best) as folder:
+                save_model(model, folder, [inputs.task.name], inputs.checkpoints.tokenizer)
+    lab.add_row("kd_200", phase, lab.predictor(model))
+
+
+def follow_curriculum(lab, teacher, student, meta_teacher):
+    """Phase 4: the policy picks the tasks whose quiz batches train the student further. It is the run's own:
+    its state and its result lie in the run's folder."""
+    args, inputs, names, model = lab.inputs.args, lab.inputs, list(lab.inputs.quiz), student.model
+    policy = Policy(model.state_predictor.in_features, len(names), args.seed).to(lab.device)
+    settings = lab.training(
+        CurriculumTraining,
+        args.num_episodes,
+        args.val_dataloader_size,
+        args.learning_rate,
+        policy_learning_rate=args.meta_learning_rate,
+        reward=args.reward_function,
+        curriculum=args.curriculum,
+    )
+    best = train_curriculum(
+        model,
+        meta_teacher.heads,
+        policy,
+        teacher.outputs,
+        inputs.quiz,
+        inputs.task.name,
+        settings,
+        lab.evaluator(lab.predictor(model)),
+        lab.streams("mpdistil"),
+        lab.log,
+        lab.log.saver,
+    )
+    save_model(model, lab.log.path / "models" / "student", names, inputs.checkpoints.tokenizer)
+    save_file({name: value.detach().cpu() for name, value in policy.state_dict().items()},
+              lab.log.path / "models" / "policy.safetensors", metadata={"actions": " ".join(names)})
+    answers = {split: best.answers.get(split) or lab.answer(lab.predictor(model), inputs.data[split])
+               for split in ("dev", "test") if split in inputs.data}
+    name = "no_curriculum" if args.curriculum == "main_task" else "mpdistil"
+    lab.write_row(name, "mpdistil", lab.log.seconds_of_episodes(), answers, {"episode": best.index})
+
+
+class Alternation:
+    """Phases 2 and 3 as the released code runs them: an epoch of each in turn (METHOD.md row 11). The student
+    distils from the meta-teacher as the epoch before left it; the meta-teacher reads the student of the same
+    epoch. Both phases ask it, whichever of them was found finished: both are as they were computed, from
+    their common state, or from the beginning."""
+
+    def __init__(self, lab, teacher, kd_settings, saver):
+        student, heads = lab.new_student(), copy.deepcopy(teacher.heads)
+        meta_teacher = Teacher(heads, teacher.outputs, None)
+        kd = distillation_loop(
+            "kd",
+            student,
+            heads,
+            teacher.outputs,
+            lab.inputs.data["train"],
+            kd_settings,
+            lab.evaluator(lab.predictor(student)),
+            lab.streams("kd"),
+            lab.log.lines_of("kd"),
+        )
+        # between an epoch and the next
+        moving = FrozenEncoder(student.encoder, lab.eval_batch_size, lab.device)
+        meta = meta_teacher_loop(heads, teacher.outputs, moving, lab.inputs.data["quiz"], lab.meta_training(),
+                                 lab.evaluator(meta_teacher.predict), lab.streams("meta_teacher"),
+                                 lab.log.lines_of("meta_teacher"), student_moves=True)
+        bests = run_epochs(kd, meta, saver=saver)
+        self.made = {"kd": (student, bests[0]), "meta_teacher": (heads, bests[1])}
+
+    def take(self, name, module):
+        """Put what phase `name` made into a module of the same shape. Returns its Best."""
+        made, best = self.made[name]
+        module.load_state_dict(made.state_dict())
+        return best
+
+
+# --- what the phases share ----------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads, checked before anything is written. data: the main task's splits by name; quiz:
+    {curriculum task: its quiz Split}, in the order of the policy's actions; evaluated: those of data that are
+    scored."""
+    args: Namespace
+    settings: dict
+    protocol: Protocol
+    task: Task
+    tasks: list
+    checkpoints: Checkpoints
+    data: dict
+    quiz: dict
+    device: torch.device
+
+    @property
+    def evaluated(self):
+        return {name: split for name, split in self.data.items()
+                if name == self.args.select_on or (name == "dev" and split.labelled)}
+
+    @property
+    def summary(self):
+        """{what: checksum or summary} of all that is read."""
+        return {
+            **{f"{self.task.name}/{name}": split.summary() for name, split in self.data.items()},
+            **{f"{name}/quiz": split.summary() for name, split in self.quiz.items()},
+            "teacher_model": self.checkpoints.teacher_sha256,
+            "student_model": self.checkpoints.student_sha256,
+        }
+
+
+def read_inputs(args, settings):
+    """The Inputs of a run; InputError where something cannot be used."""
+    protocol, (task, tasks) = resolve_protocol(args), resolve_tasks(args)
+    device, checkpoints = resolve_device(args.device, args.precision), open_checkpoints(args)
+    data, quiz = load_data(args, task, tasks, checkpoints.tokenizer, protocol)
+    check_selection(args.select_on, data)
+    return Inputs(args, settings, protocol, task, tasks, checkpoints, data, quiz, device)
+
+
+def locked(output_dir):
+    """No other process works in the run's folder."""
+    folder = output_dir.resolve()
+    check_folder(folder.parent, "--output_dir")
+    return lock(
+        folder.with_name(f".{folder.name}.lock"),
+        busy=(
+            f"--output_dir {output_dir}: another process is at work on "
+            "this run; wait for it, or give another folder"
+        ),
+    )
+
+
+def open_experiment(inputs, again=False):
+    """The Experiment of these inputs. From here on the run writes. again: it was finished, and --fresh asks
+    for it anew."""
+    args = inputs.args
+    drawn = inputs.checkpoints.check_weights(args.nlayers)
+    if again:
+        for path in (args.phase_dir, args.output_dir / STATE_FOLDER):
+            shutil.rmtree(path, ignore_errors=True)
+    if not args.fresh:  # else phases lie in the run's own folder
+        check_folder(args.phase_dir, "--phase_dir")
+    if inputs.device.type == "cpu":
+        keep_freed_memory()
+    depends = {
+        "settings": part_of_the_run(inputs.settings),
+        "data": inputs.summary,
+        "device": inputs.device.type,
+        "fresh": args.fresh,
+    }
+    log = RunFolder(args.output_dir, inputs.settings, inputs.summary, identity_of(depends, four_phases)[0],
+                    args.save_seconds, open_tracker(args.report_to, args.output_dir, inputs.settings))
+    for line in describe_inputs(inputs, drawn):
+        log.say(line)
+    store = PhaseStore(args.phase_dir, inputs.data, log.new_saver, log.say)
+    say_needs(args, inputs.checkpoints, inputs.data["train"], inputs.device, log.say)
+    return Experiment(inputs, log, store)
+
+
+@dataclass
+class Experiment:
+    """The checked inputs, the run's folder, the store of finished phases, and what the phases share.
+    alternated: where phases 2 and 3 take turns, what they made."""
+    inputs: Inputs
+    log: RunFolder
+    store: PhaseStore
+    alternated: Alternation | None = None
+
+    @property
+    def device(self):
+        return self.inputs.device
+
+    @property
+    def bf16(self):
+        return self.inputs.args.precision == "bf16"
+
+    @property
+    def eval_batch_size(self):
+        return self.inputs.args.eval_batch_size or EVAL_BATCH_SIZES[self.device.type]
+
+    @property
+    def alternating(self):
+        return self.inputs.protocol.phase_order == "alternating"
+
+    def open(self, name, function, settings, reads, **more):
+        """The phase `name`, found finished or to be computed. function: the one that assembles it, here."""
+        return self.store.open(
+            name, function, settings, reads, self.log.lines_of(name), without=self.not_called(), **more
+        )
+
+    def not_called(self):
+        """Names of code that this run does not call, whatever its functions mention."""
+        return () if self.alternating else ("Alternation",)
 
     def training(self, kind, epochs, batch_size, learning_rate, **more):
         """The settings of a phase: a dataclass `kind`, whose fields are all that the phase may read."""
-        args = self.args
-        more |= {name: value for name, value in args.protocol_choices.items() if name in kind.__dataclass_fields__}
-        return kind(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, weight_decay=args.weight_decay,
-                    max_grad_norm=args.max_grad_norm, seed=args.seed, select_on=args.select_on, eval_batch_size=self.eval_batch_size,
-                    device=self.device.type, precision=args.precision, **more)
+        args = self.inputs.args
+        more |= {
+            name: value
+            for name, value in asdict(self.inputs.protocol).items()
+            if name in kind.__dataclass_fields__
+        }
+        return kind(
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            weight_decay=args.weight_decay,
+            max_grad_norm=args.max_grad_norm,
+            head_dropout=args.head_dropout,
+            seed=args.seed,
+            select_on=args.select_on,
+            eval_batch_size=self.eval_batch_size,
+            device=self.device.type,
+            precision=args.precision,
+            **more,
+        )
 
-    def inputs(self, *splits, **others):
-        """What a phase reads, for its identity: checksums of splits as a model reads them, and `others`."""
-        return {**{name: self.data[name].encoded_checksum() for name in (*splits, *self.looked_at)}, **others}
+    def distillation(self, alpha, beta, temperature):
+        """The settings of phase 2."""
+        args = self.inputs.args
+        return self.training(Distillation, args.epochs, args.train_dataloader_size, args.learning_rate,
+                             nlayers=args.nlayers, temperature=temperature, alpha=alpha, beta=beta)
 
-    def selection(self, predict_split):
-        return Selection(predict_split, self.looked_at, self.args.select_on, self.protocol.selection)
+    def meta_training(self):
+        """The settings of phase 3."""
+        args = self.inputs.args
+        return self.training(
+            MetaTraining,
+            args.meta_epochs,
+            args.val_dataloader_size,
+            args.meta_learning_rate,
+            loss=loss_name(args),
+        )
 
-    def draws(self, phase):
-        return Draws(self.args.seed, phase, self.protocol.data_order)
+    def reads(self, *splits, **others):
+        """What a phase reads, for its identity: the task, checksums of splits as a model reads them, and
+        `others`."""
+        task = self.inputs.task
+        return {
+            "task": [task.name, task.kind, task.outputs, *task.metrics],
+            **{name: self.inputs.data[name].encoded_checksum() for name in (*splits, *self.inputs.evaluated)},
+            **others,
+        }
+
+    def evaluator(self, predict_split):
+        return Evaluator(
+            predict_split, self.inputs.evaluated, self.inputs.args.select_on, self.inputs.protocol.selection
+        )
+
+    def streams(self, phase):
+        return RandomStreams(self.inputs.args.seed, phase, self.inputs.protocol.data_order)
 
     def predictor(self, model):
         return lambda split: predict(model, split, self.eval_batch_size, self.device)
@@ -138,158 +535,83 @@ class Setting:
     def stored_outputs(self, phase, encoder_of):
         return StoredOutputs(phase, encoder_of, self.eval_batch_size, self.device, self.log.say)
 
-    def new_teacher(self):
-        """The pre-trained checkpoint, with new heads."""
-        return load_model(self.checkpoints.teacher, self.tasks, self.args.seed, "teacher", bf16=self.bf16).to(self.device)
-
     def new_student(self):
         """The first n layers of the pre-trained checkpoint, with new heads."""
-        return load_model(self.checkpoints.student, self.tasks, self.args.seed, "student", self.args.nlayers, self.bf16).to(self.device)
+        args = self.inputs.args
+        return load_model(
+            self.inputs.checkpoints.student,
+            self.inputs.tasks,
+            args.seed,
+            "student",
+            args.nlayers,
+            self.bf16,
+            args.head_dropout,
+        ).to(self.device)
 
-    def distillation(self, alpha, beta, temperature):
-        args = self.args
-        return self.training(Distillation, args.epochs, args.train_dataloader_size, args.learning_rate, nlayers=args.nlayers,
-                             temperature=temperature, alpha=alpha, beta=beta)
+    def alternation(self, teacher, kd_settings, saver):
+        """The Alternation, run once."""
+        if self.alternated is None:
+            self.alternated = Alternation(self, teacher, kd_settings, saver)
+        return self.alternated
 
-    def save(self, model, folder):
-        save_model(model, folder, [self.task.name], self.checkpoints.tokenizer)
+    def answer(self, predict_split, split):
+        """What a model answers to a split: a list."""
+        return split.task.rules.answer(predict_split(split)).tolist()
 
-    def student_phase(self, name, student, settings, inputs, compute, keep_state=False):
-        """A phase that trains a whole student, and its row."""
-        phase = self.store.run(name, settings, inputs, compute=compute, keep_state=keep_state, save=functools.partial(self.save, student),
-                               load=lambda folder: load_weights(student, folder, [self.task.name]))
-        student.eval()
-        self.log.add_row(name, self.store, phase, self.predictor(student))
-        return phase
+    def add_row(self, name, phase, predict_split):
+        """A row from a finished phase: answers to dev and test, scored where labelled."""
+        answers = {
+            split: phase.answers(self.inputs.data[split], lambda split: self.answer(predict_split, split))
+            for split in ("dev", "test")
+            if split in self.inputs.data
+        }
+        self.write_row(name, name, phase.seconds, answers, {"epoch": phase.best["epoch"]})
 
+    def write_row(self, name, phase, seconds, answers, when):
+        """Prediction files and figures of a row. answers: {split: answers}; when: the epoch or episode
+        kept."""
+        for split, found in answers.items():
+            path = self.log.path / "predictions" / name / split / f"{self.inputs.task.name}.jsonl"
+            write_predictions(path, self.inputs.task, self.inputs.data[split].idx, found)
+        dev = self.inputs.data["dev"]
+        figures = {**row_of(dev, answers["dev"]), **when} if dev.labelled else None
+        self.log.add_row(name, phase, seconds, figures)
 
-class Pair:
-    """What phases 2 to 4 move: the student, and the meta-teacher, which starts as a copy of the teacher's heads. The
-    teacher's encoder never changes after phase 1 and is asked for outputs by example."""
-
-    def __init__(self, setting, teacher_heads, teacher_outputs):
-        args = setting.args
-        self.teacher_heads, self.teacher_outputs = teacher_heads, teacher_outputs
-        self.student, self.meta_teacher = setting.new_student(), copy.deepcopy(teacher_heads)
-        self.kd_settings = setting.distillation(args.alpha, args.beta, args.temperature)
-        self.meta_settings = setting.training(MetaTraining, args.meta_epochs, args.val_dataloader_size, args.meta_learning_rate,
-                                              loss=loss_name(args))
-        self.setting, self.alternating, self.bests = setting, setting.protocol.phase_order == "alternating", None
-
-    def predict_meta_teacher(self, split):
-        return predict_heads(self.meta_teacher, self.teacher_outputs, split)
-
-    def alternated(self, saver):
-        """Both Bests where phases 2 and 3 alternate, whichever of them was found finished: as they were computed, from their
-        common state, or from the beginning."""
-        if self.bests is not None:
-            return self.bests
-        setting = self.setting
-        self.student.load_state_dict(setting.new_student().state_dict())
-        self.meta_teacher.load_state_dict(self.teacher_heads.state_dict())
-        kd = distillation_epochs("kd", self.student, self.meta_teacher, self.teacher_outputs, setting.data["train"], self.kd_settings,
-                                 setting.selection(setting.predictor(self.student)), setting.draws("kd"), setting.log)
-        moving = FrozenEncoder(self.student.encoder, setting.eval_batch_size, setting.device)  # between an epoch and the next
-        meta_teacher = meta_teacher_epochs(self.meta_teacher, self.teacher_outputs, moving, setting.data["quiz"],
-                                           self.meta_settings, setting.selection(self.predict_meta_teacher),
-                                           setting.draws("meta_teacher"), setting.log, student_moves=True)
-        self.bests = alternate_phases(kd, meta_teacher, setting.log, saver)
-        return self.bests
-
-
-def fine_tune(setting):
-    """Phase 1: the teacher is fine-tuned on train. Returns its heads, its encoder's outputs by example, and the finished phase.
-    Its weights are in memory only while it is trained or its outputs are computed."""
-    args, data = setting.args, setting.data
-    settings = setting.training(Training, args.teacher_epochs, args.train_dataloader_size, args.teacher_learning_rate)
-    teacher = functools.cache(setting.new_teacher)
-    phase = setting.store.run(
-        "teacher", settings, setting.inputs("train", checkpoint=setting.checkpoints.teacher_sha256),
-        compute=lambda saver: train_teacher(teacher(), data["train"], settings, setting.selection(setting.predictor(teacher())),
-                                            setting.draws("teacher"), setting.log, saver),
-        save=lambda folder: setting.save(teacher(), folder), load=lambda folder: None)
-    teacher.cache_clear()
-    heads = Heads(setting.tasks, setting.checkpoints.hidden_size, args.seed, "teacher").to(setting.device).eval()
-    load_heads(heads, phase.folder, [setting.task.name])
-    outputs = setting.stored_outputs(phase, lambda: load_encoder(phase.folder, setting.bf16).to(setting.device))
-    read = {split: 0 for split in ("dev", "test") if split in data}
-    if args.stop_after != "teacher":
-        read |= {"quiz": 0, "train": args.nlayers - 1 if args.beta > 0 else 0}
-    outputs.prepare(*((data[split], layers) for split, layers in read.items()))
-    setting.log.add_row("teacher", setting.store, phase, lambda split: predict_heads(heads, outputs, split))
-    return heads, outputs, phase
-
-
-def train_undistilled(setting):
-    """The row `student`: phase 2 without a teacher (alpha = 0, beta = 0)."""
-    student, settings = setting.new_student(), setting.distillation(alpha=0.0, beta=0.0, temperature=1.0)
-    setting.student_phase(
-        "student", student, settings, setting.inputs("train", checkpoint=setting.checkpoints.student_sha256),
-        compute=lambda saver: distill_student("student", student, None, None, setting.data["train"], settings,
-                                              setting.selection(setting.predictor(student)), setting.draws("student"), setting.log, saver))
-
-
-def distill(setting, pair, teacher_phase):
-    """Phase 2: the student learns on train from the labels and the teacher. Returns the finished phase."""
-    inputs = setting.inputs("train", checkpoint=setting.checkpoints.student_sha256, teacher=teacher_phase.identity)
-    if pair.alternating:
-        inputs |= setting.inputs("quiz", meta_teacher=asdict(pair.meta_settings))
-        return setting.student_phase("kd", pair.student, pair.kd_settings, inputs, keep_state=True,
-                                     compute=lambda saver: pair.alternated(saver)[0])
-    return setting.student_phase(
-        "kd", pair.student, pair.kd_settings, inputs,
-        compute=lambda saver: distill_student("kd", pair.student, pair.teacher_heads, pair.teacher_outputs, setting.data["train"],
-                                              pair.kd_settings, setting.selection(setting.predictor(pair.student)), setting.draws("kd"),
-                                              setting.log, saver))
-
-
-def teach_to_teach(setting, pair, teacher_phase, kd_phase):
-    """Phase 3: the meta-teacher's head learns on quiz from both encoders' pooled outputs. Returns the finished phase."""
-    names, student_outputs = [setting.task.name], setting.stored_outputs(kd_phase, lambda: pair.student.encoder)
-    common = setting.store.saver(kd_phase.folder)  # of both phases, where they alternate
-    phase = setting.store.run(
-        "meta_teacher", pair.meta_settings, setting.inputs("quiz", teacher=teacher_phase.identity, kd=kd_phase.identity),
-        save=lambda folder: save_heads(pair.meta_teacher, folder, names),
-        load=lambda folder: load_heads(pair.meta_teacher, folder, names),
-        compute=lambda saver: pair.alternated(common)[1] if pair.alternating else train_meta_teacher(
-            pair.meta_teacher, pair.teacher_outputs, student_outputs, setting.data["quiz"], pair.meta_settings,
-            setting.selection(pair.predict_meta_teacher), setting.draws("meta_teacher"), setting.log, saver))
-    common.clear()
-    pair.meta_teacher.eval()
-    setting.log.add_row("meta_teacher", setting.store, phase, pair.predict_meta_teacher)
-    return phase
-
-
-def distill_on(setting, pair, kd_phase, teacher_phase):
-    """The control `kd_200`: what phase 4's steps and looks at dev are worth without phase 4. The distilled student goes on with phase
-    2's loss on train, from the teacher that phase 2 ended with (in `released` the meta-teacher): as many steps between two looks, as many
-    looks and updates, and the same new beginning (optimizer, dropout) as in phase 4; the best look is kept, as there."""
-    args, student = setting.args, copy.deepcopy(pair.student)
-    steps = -(-len(setting.data["quiz"]) // args.val_dataloader_size)
-    heads = pair.meta_teacher if pair.alternating else pair.teacher_heads
-    settings = replace(pair.kd_settings, epochs=args.num_episodes)
-    setting.student_phase(
-        "kd_200", student, settings, setting.inputs("train", kd=kd_phase.identity, teacher=teacher_phase.identity, steps=steps,
-                                                  update=setting.protocol.student_update),
-        compute=lambda saver: distill_student("kd_200", student, heads, pair.teacher_outputs, setting.data["train"], settings,
-                                              setting.selection(setting.predictor(student)), setting.draws("kd_200"), setting.log, saver,
-                                              epoch_steps=steps, update=setting.protocol.student_update))
-
-
-def follow_curriculum(setting, pair):
-    """Phase 4: the policy picks the tasks whose quiz batches train the student further."""
-    args, names = setting.args, list(setting.quiz)
-    policy = Policy(pair.student.state_predictor.in_features, len(names), args.seed).to(setting.device)
-    settings = setting.training(CurriculumTraining, args.num_episodes, args.val_dataloader_size, args.learning_rate,
-                                policy_learning_rate=args.meta_learning_rate, reward=args.reward_function, curriculum=args.curriculum)
-    best = train_curriculum(pair.student, pair.meta_teacher, policy, pair.teacher_outputs, setting.quiz, setting.task.name, settings,
-                            setting.selection(setting.predictor(pair.student)), setting.draws("mpdistil"), setting.log, setting.log.saver)
-    setting.log.save_student(pair.student, policy, names, setting.checkpoints.tokenizer)
-    setting.log.add_final_row(best, setting.predictor(pair.student))
+    def finish(self):
+        """Write result.json. Returns exit code 0."""
+        args, task, dev = self.inputs.args, self.inputs.task, self.inputs.data["dev"]
+        functions = {
+            "teacher": fine_tune,
+            "student": train_undistilled,
+            "kd": distill,
+            "meta_teacher": teach_meta_teacher,
+            "kd_200": continue_distillation,
+            "mpdistil": follow_curriculum,
+        }
+        facts = {
+            "task": task.name,
+            "protocol": args.protocol,
+            "set": args.set,
+            "protocol_choices": asdict(self.inputs.protocol),
+            "loss": loss_name(args),
+            "reward": args.reward_function,
+            "curriculum": args.curriculum,
+            "seed": args.seed,
+            "teacher_model": args.teacher_model,
+            "student_model": args.student_model,
+            "nlayers": args.nlayers,
+            "select_on": args.select_on,
+            "dev_labels": count_labels(dev) if dev.labelled else None,
+            "data": self.inputs.summary,
+            "stopped_after": args.stop_after,
+            "code": {phase: describe_code(functions[phase], self.not_called()) for phase in self.log.seconds},
+        }
+        return self.log.finish(facts, self.store.phases)
 
 
 def main(args):
-    """Run with parsed arguments. Exit codes: 0 done, 1 the run failed, 2 something given cannot be used, 128 + n ended by signal n."""
+    """Run with parsed arguments. Exit codes: 0 done, 1 the run failed, 2 something given cannot be used, 128
+    + n ended by signal n."""
     try:
         with stopping_on_signals():
             return run(args)
@@ -303,10 +625,16 @@ def main(args):
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("error: stopped by a second SIGINT; the same command goes on from the last saved state", file=sys.stderr)
+        print(
+            "error: stopped by a second SIGINT; the same command goes on from the last saved state",
+            file=sys.stderr,
+        )
         return 130
     except (OSError, SafetensorError) as error:  # the second: how safetensors says that the disk is full
-        print(f"error: {error}; what was saved before is whole: mend the cause and give the same command again", file=sys.stderr)
+        print(
+            f"error: {error}; what was saved before is whole: mend the cause and give the same command again",
+            file=sys.stderr,
+        )
         return 1
 
 

@@ -1,8 +1,10 @@
-"""Collect the test predictions of finished runs, one a task, into the .zip that the SuperGLUE leaderboard takes.
+"""Collect the test predictions of finished runs, one a task, into the .zip that the SuperGLUE leaderboard
+takes.
 
     python scripts/make_submission.py RUN_FOLDER [RUN_FOLDER ...] --output submission.zip
 
-Number, idx and labels of the predictions are checked against the official test files. The same runs give the same bytes.
+Number, idx and labels of the predictions are checked against the official test files. The same runs give the
+same bytes.
 """
 import json
 import os
@@ -11,22 +13,29 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-from arguments import OneLineParser  # noqa: E402
-from data_utils import TASKS, InputError  # noqa: E402
-from metrics import read_predictions  # noqa: E402
-from resume import read_record, sync  # noqa: E402
-from score import compare_idx  # noqa: E402
+from score import compare_idx
 
-NOT_COMPUTED = ("MultiRC, ReCoRD (this project does not compute them)",
-                "AX-b, AX-g (predictions of an RTE model on the diagnostic sets, which this project does not compute)")
+from arguments import OneLineParser
+from bookkeeping.errors import InputError
+from bookkeeping.files import read_record, sync
+from metrics import read_predictions
+from tasks import TASKS
+
+NOT_COMPUTED = (
+    "MultiRC, ReCoRD (this project does not compute them)",
+    "AX-b, AX-g (predictions of an RTE model on the diagnostic sets, which this project does not compute)",
+)
 
 
 def read_run(folder, row):
-    """(task, the file's content for the leaderboard, what to say of it) of a run; row None: that of its last phase."""
+    """(task, the file's content for the leaderboard, what to say of it) of a run; row None: that of its last
+    phase."""
     if not (folder / "result.json").is_file():
-        raise InputError(f"{folder}: no result.json found, expected the folder of a finished run; give the run's command again, it goes on")
+        raise InputError(
+            f"{folder}: no result.json found, expected the folder of a finished run; give the run's command"
+            " again, it goes on"
+        )
     result = read_record(folder / "result.json", "give the folder as the run left it")
     if result["task"] not in TASKS:
         raise InputError(f"{folder}: task {result['task']} found, expected one of {', '.join(TASKS)}")
@@ -36,31 +45,48 @@ def read_run(folder, row):
         rows = ", ".join(result["rows"])
         if row is not None:
             raise InputError(f"--row {row}: no such row in {folder}, expected one of {rows}")
-        raise InputError(f"{folder}: no row {last} found, it stopped after {result['stopped_after']}; give its command again without "
-                         f"--stop_after, or --row with one of {rows}")
+        raise InputError(
+            f"{folder}: no row {last} found, it stopped after {result['stopped_after']}; give its command"
+            f" again without --stop_after, or --row with one of {rows}"
+        )
     file, count = folder / "predictions" / chosen / "test" / f"{task.name}.jsonl", task.official[2]
     way_out = f"run it with the official {task.name}/test.jsonl"
     if not file.is_file():
         raise InputError(f"{file}: no such file, expected {count} predictions for the test set; {way_out}")
     found = read_predictions(file, task)
     if len(found) != count:
-        raise InputError(f"{file}: {len(found)} predictions found, expected {count}, as many as the official test set has; {way_out}")
+        raise InputError(
+            f"{file}: {len(found)} predictions found, expected {count}, as many as the official test set has;"
+            f" {way_out}"
+        )
     # the idx of every official test file
     compare_idx(file, found, range(count), f"the official test set, 0 to {count - 1}", way_out)
     # sorted, so that no grader that goes by lines can go wrong
-    content = "".join(json.dumps({"idx": idx, "label": task.answers[found[idx]]}) + "\n" for idx in range(count))
+    content = "".join(
+        json.dumps({"idx": idx, "label": task.answers[found[idx]]}) + "\n" for idx in range(count)
+    )
     protocol = " ".join([result["protocol"], *result["set"]])
-    return task, content, f"{task.name}: {folder}, row {chosen}, seed {result['seed']}, protocol {protocol}, {count} predictions"
+    return (
+        task,
+        content,
+        (
+            f"{task.name}: {folder}, row {chosen}, seed {result['seed']}, protocol {protocol}, {count}"
+            " predictions"
+        ),
+    )
 
 
 def write_zip(path, contents):
-    """A .zip of {name: text}: the same bytes at any time and on any machine. Written under another name, synced, then renamed."""
+    """A .zip of {name: text}: the same bytes at any time and on any machine. Written under another name,
+    synced, then renamed."""
     part = Path(f"{path}.part{os.getpid()}")
     try:
-        with zipfile.ZipFile(part, "w") as archive:  # stored: what deflate makes of it differs between versions of zlib
+        # stored: what deflate makes of it differs between versions of zlib
+        with zipfile.ZipFile(part, "w") as archive:
             for name in sorted(contents):
                 entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-                entry.create_system, entry.external_attr = 3, 0o644 << 16  # Unix; without a mode unzip leaves files that nobody may read
+                # Unix; without a mode unzip leaves files that nobody may read
+                entry.create_system, entry.external_attr = 3, 0o644 << 16
                 archive.writestr(entry, contents[name])
         sync(part)
         os.replace(part, path)
@@ -76,20 +102,30 @@ def collect(folders, output, row):
     for folder in folders:
         task, content, line = read_run(folder, row)
         if task.name in runs:
-            raise InputError(f"{runs[task.name]} and {folder}: both are runs of {task.name}; give one run a task")
+            raise InputError(
+                f"{runs[task.name]} and {folder}: both are runs of {task.name}; give one run a task"
+            )
         runs[task.name], contents[f"{task.name}.jsonl"] = folder, content
         lines.append(line)
     write_zip(output, contents)
     without_run = [name for name in TASKS if name not in runs]
     missing = ([f"{', '.join(without_run)} (no run given)"] if without_run else []) + list(NOT_COMPUTED)
-    print(*lines, f"{output}: {', '.join(sorted(contents))}", f"missing for a complete submission: {'; '.join(missing)}", sep="\n")
+    print(
+        *lines,
+        f"{output}: {', '.join(sorted(contents))}",
+        f"missing for a complete submission: {'; '.join(missing)}",
+        sep="\n",
+    )
 
 
 def main(argv=None):
     parser = OneLineParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.zip", help="the .zip to write")
-    parser.add_argument("--row", help="whose predictions, such as kd; without it those of the last phase, mpdistil or no_curriculum")
+    parser.add_argument(
+        "--row",
+        help="whose predictions, such as kd; without it those of the last phase, mpdistil or no_curriculum",
+    )
     args = parser.parse_args(argv)
     try:
         collect(args.runs, args.output, args.row)

@@ -1,11 +1,14 @@
-"""Score prediction files in the SuperGLUE leaderboard's format against labelled files, with an exact 95% interval.
+"""Score prediction files in the SuperGLUE leaderboard's format against labelled files, with an exact 95%
+interval.
 
     python scripts/score.py --predictions RUN/predictions/mpdistil/dev --labels DATA_DIR/CB/val.jsonl DATA_DIR/RTE/val.jsonl
 
-A labels file is SuperGLUE's .jsonl or the released code's .tsv, in a folder that has its task's name (any case); its predictions are
-<Task>.jsonl. The interval is Clopper-Pearson's: of the accuracy on examples like these, as they are drawn, not over seeds.
-Official idx begin at 0 in every split: that predictions and labels are of one split shows only where the splits' sizes differ.
+A labels file is SuperGLUE's .jsonl or the released code's .tsv, in a folder that has its task's name (any
+case); its predictions are <Task>.jsonl. The interval is Clopper-Pearson's: of the accuracy on examples like
+these, as they are drawn, not over seeds. Official idx begin at 0 in every split: that predictions and labels
+are of one split shows only where the splits' sizes differ.
 """
+
 import json
 import os
 import sys
@@ -14,18 +17,23 @@ from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
-from arguments import OneLineParser  # noqa: E402
-from data_utils import LAYOUTS, InputError, build_examples, find_task  # noqa: E402
-from metrics import exact_interval, read_predictions, score  # noqa: E402
+from arguments import OneLineParser
+from bookkeeping.errors import InputError
+from data_utils import LAYOUTS, build_examples
+from lib.statistics import exact_interval
+from metrics import read_predictions, score
+from tasks import find_task
 
 READERS = {f".{ending}": read for ending, read, _ in LAYOUTS}
 
 
 def compare_idx(path, found, expected, source, way_out):
-    """InputError unless the predictions `found` in a file have the idx that are `expected`, those of `source`; a number is not a text."""
-    missing, unexpected = [idx for idx in expected if idx not in found], [idx for idx in found if idx not in expected]
+    """InputError unless the predictions `found` in a file have the idx that are `expected`, those of
+    `source`; a number is not a text."""
+    missing, unexpected = [idx for idx in expected if idx not in found], [
+        idx for idx in found if idx not in expected
+    ]
     if not missing and not unexpected:
         return
 
@@ -34,21 +42,30 @@ def compare_idx(path, found, expected, source, way_out):
 
     alike = len({str(idx) for idx in missing} & {str(idx) for idx in unexpected})
     kind = f", of which {alike} differ only in type (a number here, text there)" if alike else ""
-    raise InputError(f"{path}: its idx are not those of {source}: {len(missing)} missing{first(missing)}, {len(unexpected)} "
-                     f"unexpected{first(unexpected)}{kind}; {way_out}")
+    raise InputError(
+        f"{path}: its idx are not those of {source}: {len(missing)} missing{first(missing)},"
+        f" {len(unexpected)} unexpected{first(unexpected)}{kind}; {way_out}"
+    )
 
 
 def read_labels(path):
     """(task, {idx: class number}) of a labelled file, the task being the name of its folder."""
     task = find_task(Path(os.path.abspath(path)).parent.name, f"--labels {path}: name of its folder")
     if path.suffix not in READERS:
-        raise InputError(f"--labels {path}: a name that ends in {path.suffix or 'nothing'} found, expected {' or '.join(READERS)}")
+        raise InputError(
+            f"--labels {path}: a name that ends in {path.suffix or 'nothing'} found, expected"
+            f" {' or '.join(READERS)}"
+        )
     if not path.is_file():
         raise InputError(f"--labels {path}: no such file, expected the labelled file of {task.name}")
-    bare = replace(task, build=lambda record, notes: [])  # labels are the same under every protocol, whatever it makes of the texts
+    # labels are the same under every protocol, whatever it makes of the texts
+    bare = replace(task, build=lambda record, notes: [])
     examples = build_examples(bare, READERS[path.suffix](path, task), path)
     if examples[0].label < 0:  # then all of them: build_examples refuses half-labelled files
-        raise InputError(f"{examples[0].where}: no label, nor in any other line; expected a labelled file, such as val.jsonl")
+        raise InputError(
+            f"{examples[0].where}: no label, nor in any other line; expected a labelled file, such as"
+            " val.jsonl"
+        )
     return task, {example.idx: example.label for example in examples}
 
 
@@ -59,8 +76,10 @@ def row_of(task, predicted, labels):
     low, high = exact_interval(found["correct"], found["total"])
     f1 = f"{100 * found['f1']:.1f}" if "f1" in found else ""
     majority = 100 * max(Counter(given).values()) / len(given)
-    return (f"| {task.name} | {found['correct']}/{found['total']} | {100 * found['accuracy']:.1f} | {100 * low:.1f} to {100 * high:.1f} | "
-            f"{f1} | {majority:.1f} |")
+    return (
+        f"| {task.name} | {found['correct']}/{found['total']} | {100 * found['accuracy']:.1f} |"
+        f" {100 * low:.1f} to {100 * high:.1f} | {f1} | {majority:.1f} |"
+    )
 
 
 def score_files(folder, files):
@@ -71,18 +90,27 @@ def score_files(folder, files):
     for path in files:
         task, labels = read_labels(path)
         if task.name in given:
-            raise InputError(f"--labels {path}: {given[task.name][0]} is of {task.name} too; give one file a task")
+            raise InputError(
+                f"--labels {path}: {given[task.name][0]} is of {task.name} too; give one file a task"
+            )
         given[task.name] = path, task, labels
     rows = []
     for path, task, labels in given.values():
         file = folder / f"{task.name}.jsonl"
         if not file.is_file():
-            raise InputError(f"{file}: no such file, expected the predictions for --labels {path}; in that folder: "
-                             f"{', '.join(there) or 'no .jsonl file'}")
+            raise InputError(
+                f"{file}: no such file, expected the predictions for --labels {path}; in that folder: "
+                f"{', '.join(there) or 'no .jsonl file'}"
+            )
         predicted = read_predictions(file, task)
         compare_idx(file, predicted, labels, path, "give the predictions and the labels of one split")
         rows.append(row_of(task, predicted, labels))
-    print("| task | correct | accuracy, % | 95% interval, % | macro-F1, % | majority, % |\n|---|---|---|---|---|---|", *rows, sep="\n")
+    print(
+        "| task | correct | accuracy, % | 95% interval, % | macro-F1, % | majority, %"
+        " |\n|---|---|---|---|---|---|",
+        *rows,
+        sep="\n",
+    )
     left = [name for name in there if Path(name).stem not in given]
     if left:
         print(f"\nnot scored, no labels given: {', '.join(left)}")
@@ -90,8 +118,16 @@ def score_files(folder, files):
 
 def main(argv=None):
     parser = OneLineParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--predictions", required=True, type=Path, metavar="FOLDER", help="holds <Task>.jsonl, such as predictions/kd/dev")
-    parser.add_argument("--labels", required=True, nargs="+", type=Path, metavar="FILE", help="such as DATA_DIR/CB/val.jsonl")
+    parser.add_argument(
+        "--predictions",
+        required=True,
+        type=Path,
+        metavar="FOLDER",
+        help="holds <Task>.jsonl, such as predictions/kd/dev",
+    )
+    parser.add_argument(
+        "--labels", required=True, nargs="+", type=Path, metavar="FILE", help="such as DATA_DIR/CB/val.jsonl"
+    )
     args = parser.parse_args(argv)
     try:
         score_files(args.predictions, args.labels)

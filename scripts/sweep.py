@@ -3,12 +3,14 @@
     python scripts/sweep.py --data_dir data --tasks CB COPA --seeds 42 43 44 --teacher_model encoders/MiniLM --nlayers 3
     python scripts/sweep.py ... --jobs 2 --go
 
-Flags that are not listed below go to main_superglue.py as they are. Per task and seed a first run computes what the others share
-(teacher, distilled students, meta-teacher), then come the runs of phase 4. With --go, runs that are finished are skipped, those that were
-ended go on, those that failed are listed at the end with their logs and tried again when the same command is given. SIGINT (Ctrl-C),
-SIGTERM, SIGUSR1 and SIGHUP are passed on to the runs, which save and end; a second one ends them at once. A run counts as finished by its
+Flags that are not listed below go to main_superglue.py as they are. Per task and seed a first run computes
+what the others share (teacher, distilled students, meta-teacher), then come the runs of phase 4. With --go,
+runs that are finished are skipped, those that were ended go on, those that failed are listed at the end with
+their logs and tried again when the same command is given. SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGHUP are
+passed on to the runs, which save and end; a second one ends them at once. A run counts as finished by its
 arguments: remove its folder where data or code have changed.
 """
+
 import argparse
 import json
 import os
@@ -24,25 +26,36 @@ from pathlib import Path
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-import arguments  # noqa: E402
-from arguments import NOT_PART_OF_THE_RUN, OneLineParser, loss_name, parse_arguments  # noqa: E402
-from data_utils import TASKS, InputError, curriculum_tasks, find_task, load_data, protocol_task  # noqa: E402
-from protocols import resolve_protocol  # noqa: E402
-from resume import STOP_SIGNALS  # noqa: E402
-from rows import ALIASES, PHASES, ROWS, find_rows  # noqa: E402
+import arguments
+from arguments import NOT_PART_OF_THE_RUN, OneLineParser, loss_name, parse_arguments, resolve_protocol
+from bookkeeping.errors import InputError
+from bookkeeping.signals import STOP_SIGNALS
+from data_utils import curriculum_tasks, load_data
+from lib.rows import ALIASES, PHASES, ROWS, find_rows
+from tasks import TASKS, find_task, protocol_task
 
-OWN = ("--task", "--seed", "--use_comp_loss", "--reward_function", "--curriculum", "--undistilled", "--kd_200", "--stop_after",
-       "--output_dir", "--phase_dir", "--fresh")  # flags of main_superglue.py that the sweep sets itself
+OWN = (
+    "--task",
+    "--seed",
+    "--use_comp_loss",
+    "--reward_function",
+    "--curriculum",
+    "--undistilled",
+    "--kd_200",
+    "--stop_after",
+    "--output_dir",
+    "--phase_dir",
+    "--fresh",
+)  # flags of main_superglue.py that the sweep sets itself
 SIGNALS = (*STOP_SIGNALS, signal.SIGHUP)  # the last: a terminal that is closed
 STOPS = (*arguments.PHASES, None)  # None: the whole run
 
 
 @dataclass(eq=False)
 class Job:
-    """One run. words: its flags; args: what they are parsed to; after: the Job that computes what it shares; kind: jobs of one kind
-    and task take about as long."""
+    """One run. words: its flags; args: what they are parsed to; after: the Job that computes what it shares;
+    kind: jobs of one kind and task take about as long."""
     words: list
     args: argparse.Namespace
     kind: str
@@ -75,7 +88,10 @@ class Job:
                 found = sorted(task.lower() for task in found or ())
                 wanted = sorted({*map(str.lower, wanted), self.args.task.lower()}) if wanted else found
             if name not in NOT_PART_OF_THE_RUN and found != wanted:
-                raise ValueError(f"{self.folder}: holds a run with --{name} {found!r}, wanted is {wanted!r}; give another --output_dir")
+                raise ValueError(
+                    f"{self.folder}: holds a run with --{name} {found!r}, wanted is {wanted!r}; give another"
+                    " --output_dir"
+                )
         return (self.folder / "result.json").is_file() and (
             STOPS.index(self.read("result.json")["stopped_after"]) >= STOPS.index(self.args.stop_after))
 
@@ -85,7 +101,9 @@ class Job:
             content = json.loads((self.folder / name).read_text(encoding="utf-8"))
             assert isinstance(content, dict)
         except (ValueError, AssertionError):
-            raise ValueError(f"{self.folder / name}: not the JSON that a run wrote; remove {self.folder}") from None
+            raise ValueError(
+                f"{self.folder / name}: not the JSON that a run wrote; remove {self.folder}"
+            ) from None
         return content
 
     def has_shared(self):
@@ -96,22 +114,33 @@ class Job:
     def seconds(self):
         """Seconds of the phases that are this job's part in the sweep."""
         result = self.read("result.json")
-        return sum(seconds for name, seconds in result["seconds"].items()
-                   if self.kind == "shared col" or name == "mpdistil" or (self.kind != "phase 4" and name not in result["reused"]))
+        return sum(
+            seconds
+            for name, seconds in result["seconds"].items()
+            if self.kind == "shared col"
+            or name == "mpdistil"
+            or (self.kind != "phase 4" and name not in result["reused"])
+        )
 
 
 def plan(tasks, seeds, rows, output_dir, data_dir, more):
     """The Jobs that the rows need, a seed after the other, each after the one whose phases it shares."""
     wanted, jobs = [ROWS[name] for name in rows], []
     last = max((row.phase for row in wanted), key=PHASES.index)
-    variants = list(dict.fromkeys((row.loss, row.reward, row.curriculum) for row in wanted if row.phase == "phase 4"))
+    variants = list(
+        dict.fromkeys((row.loss, row.reward, row.curriculum) for row in wanted if row.phase == "phase 4")
+    )
     losses = [loss for loss in ("col", "com") if loss == "col" or any(row.loss == loss for row in wanted)]
     extras = [row.flag for row in wanted if row.flag]
 
     def job(task, seed, words, name=None, **more_of_job):
         words = ["--task", task, "--data_dir", str(data_dir), "--seed", str(seed), *more, *words]
         args = parse_arguments(words)
-        name = f"{args.output_dir.name.split(f'-{loss_name(args)}-')[0]}-{name}-seed{seed}" if name else args.output_dir.name
+        name = (
+            f"{args.output_dir.name.split(f'-{loss_name(args)}-')[0]}-{name}-seed{seed}"
+            if name
+            else args.output_dir.name
+        )
         folder = output_dir / task.lower()
         words += ["--output_dir", str(folder / name), "--phase_dir", str(folder / "phases")]
         jobs.append(Job(words, parse_arguments(words), **more_of_job))
@@ -123,16 +152,29 @@ def plan(tasks, seeds, rows, output_dir, data_dir, more):
             for loss in losses:
                 words = ["--use_comp_loss"] if loss == "com" else [f"--{flag}" for flag in extras]
                 stop = "meta_teacher" if last == "phase 4" or loss == "com" else last
-                shared[loss] = job(task, seed, [*words, "--stop_after", stop], "-".join([loss, "shared", *extras * (loss == "col")]),
-                                   kind=f"shared {loss}", after=shared.get("col"))
+                shared[loss] = job(
+                    task,
+                    seed,
+                    [*words, "--stop_after", stop],
+                    "-".join([loss, "shared", *extras * (loss == "col")]),
+                    kind=f"shared {loss}",
+                    after=shared.get("col"),
+                )
             for loss, reward, curriculum in variants:
-                words = ["--reward_function", reward, "--curriculum", curriculum, *["--use_comp_loss"] * (loss == "com")]
+                words = [
+                    "--reward_function",
+                    reward,
+                    "--curriculum",
+                    curriculum,
+                    *["--use_comp_loss"] * (loss == "com"),
+                ]
                 job(task, seed, words, kind="phase 4", after=shared[loss])
     return jobs
 
 
 def expected_seconds(jobs):
-    """A function job -> seconds, from the finished jobs of its kind, of its task if there are any; None without any."""
+    """A function job -> seconds, from the finished jobs of its kind, of its task if there are any; None
+    without any."""
     known = {}
     for job in jobs:
         if job.finished():
@@ -171,7 +213,9 @@ class Sweep:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.side_by_side)))
         with open(job.log, "a", encoding="utf-8") as log:
             # a session of its own: Ctrl-C reaches the sweep alone, which hands it on once
-            job.process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+            job.process = subprocess.Popen(
+                job.command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
         job.started = time.monotonic()
         self.running.append(job)
         if self.signum:  # it came while the run was being started
@@ -206,8 +250,11 @@ class Sweep:
     def left(self):
         """How much time is left, about."""
         expected = [(job, self.expect(job)) for job in (*self.running, *self.waiting)]
-        known = [max(0, seconds - (time.monotonic() - job.started if job in self.running else 0)) for job, seconds in expected
-                 if seconds is not None]
+        known = [
+            max(0, seconds - (time.monotonic() - job.started if job in self.running else 0))
+            for job, seconds in expected
+            if seconds is not None
+        ]
         text, unknown = f"runs left: {len(expected)}", len(expected) - len(known)
         if known:
             text += f", about {spoken(sum(known) / self.side_by_side)}"
@@ -217,8 +264,14 @@ class Sweep:
         """Returns the exit code: 0 all done, 1 some failed, 128 + n ended by signal n."""
         before = {signum: signal.signal(signum, self.stop) for signum in SIGNALS}
         try:
-            with tqdm(total=len(self.jobs), initial=len(self.ended), desc="runs", disable=None, dynamic_ncols=True,
-                      bar_format="{desc} {n}/{total} |{bar}| {elapsed}{postfix}") as bar:
+            with tqdm(
+                total=len(self.jobs),
+                initial=len(self.ended),
+                desc="runs",
+                disable=None,
+                dynamic_ncols=True,
+                bar_format="{desc} {n}/{total} |{bar}| {elapsed}{postfix}",
+            ) as bar:
                 self.step(bar)
                 while self.running:
                     time.sleep(0.2)
@@ -230,8 +283,14 @@ class Sweep:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
         for job in self.failed:
-            last = job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:] if job.process else []
-            why = f"see {job.log}: {' '.join(last)}" if job.process else f"not begun, since {job.after.folder} failed"
+            last = (
+                job.log.read_text(encoding="utf-8", errors="replace").splitlines()[-1:] if job.process else []
+            )
+            why = (
+                f"see {job.log}: {' '.join(last)}"
+                if job.process
+                else f"not begun, since {job.after.folder} failed"
+            )
             print(f"failed: {job.folder}: {why}")
         if self.signum:
             print(f"ended by {signal.Signals(self.signum).name}; the same command goes on")
@@ -241,12 +300,13 @@ class Sweep:
         return 1 if self.failed else 0
 
 
-# --- how long a sweep takes ------------------------------------------------------------------------------------------------
+# --- how long a sweep takes ---------------------------------------------------------------------------------
 
 def split_tokens(args):
-    """Tokens of each split of the main task as the encoder reads them, mean tokens of a quiz example over the curriculum's tasks,
-    examples of train and quiz, and layers of the teacher."""
-    from models import load_config, open_checkpoints  # here: transformers takes seconds, and only an estimate needs it
+    """Tokens of each split of the main task as the encoder reads them, mean tokens of a quiz example over the
+    curriculum's tasks, examples of train and quiz, and layers of the teacher."""
+    # here: transformers takes seconds, and only an estimate needs it
+    from bookkeeping.checkpoints import load_config, open_checkpoints
     protocol = resolve_protocol(args)
     task = protocol_task(find_task(args.task), protocol)
     tasks = [protocol_task(entry, protocol) for entry in curriculum_tasks(args.tasks, task, args.data_dir)]
@@ -254,22 +314,37 @@ def split_tokens(args):
     data, quiz = load_data(args, task, tasks, checkpoints.tokenizer, protocol)
     tokens = {name: len(split.input_ids) for name, split in data.items()}
     per_example = {name: len(split.input_ids) / len(split) for name, split in quiz.items()}
-    return {"tokens": tokens, "train": len(data["train"]), "quiz": len(data["quiz"]), "main_example": per_example[task.name],
-            "curriculum_example": statistics.mean(per_example.values()), "encoder": checkpoints.teacher_sha256,
-            "layers": load_config(checkpoints.teacher, "--teacher_model").num_hidden_layers}
+    return {
+        "tokens": tokens,
+        "train": len(data["train"]),
+        "quiz": len(data["quiz"]),
+        "main_example": per_example[task.name],
+        "curriculum_example": statistics.mean(per_example.values()),
+        "encoder": checkpoints.teacher_sha256,
+        "layers": load_config(checkpoints.teacher, "--teacher_model").num_hidden_layers,
+    }
 
 
 def work_of(args, facts):
-    """{phase: tokens x layers that go through an encoder forward}, a training step counted three times: forward, and twice that
-    backward. What is computed once per example from frozen encoders is left out (at most one pass of the teacher)."""
+    """{phase: tokens x layers that go through an encoder forward}, a training step counted three times:
+    forward, and twice that backward. What is computed once per example from frozen encoders is left out (at
+    most one pass of the teacher)."""
     tokens, steps = facts["tokens"], -(-facts["quiz"] // args.val_dataloader_size)
     epochs = {"teacher": args.teacher_epochs, "kd": args.epochs, "student": args.epochs}
-    work = {phase: count * (3 * tokens["train"] + tokens["dev"]) * (facts["layers"] if phase == "teacher" else args.nlayers)
-            for phase, count in epochs.items()}
+    work = {
+        phase: (
+            count
+            * (3 * tokens["train"] + tokens["dev"])
+            * (facts["layers"] if phase == "teacher" else args.nlayers)
+        )
+        for phase, count in epochs.items()
+    }
     train_batch = args.train_dataloader_size * tokens["train"] / facts["train"]
     example = facts["main_example"] if args.curriculum == "main_task" else facts["curriculum_example"]
     work["kd_200"] = args.num_episodes * args.nlayers * (3 * steps * train_batch + tokens["dev"])
-    work["mpdistil"] = args.num_episodes * args.nlayers * (3 * facts["quiz"] * example + tokens["quiz"] + tokens["dev"])
+    work["mpdistil"] = (
+        args.num_episodes * args.nlayers * (3 * facts["quiz"] * example + tokens["quiz"] + tokens["dev"])
+    )
     return work
 
 
@@ -302,13 +377,19 @@ def estimate(jobs, folders, side_by_side):
             total[task] = {"facts": split_tokens(args), "seconds": 0.0}
         facts = total[task]["facts"]
         if facts["encoder"] != encoder:
-            raise ValueError(f"--estimate_from: measured with another encoder than --teacher_model {args.teacher_model}; give runs of the "
-                             "same")
+            raise ValueError(
+                f"--estimate_from: measured with another encoder than --teacher_model {args.teacher_model};"
+                " give runs of the same"
+            )
         phases = ["teacher", "kd", *["student"] * args.undistilled, *["kd_200"] * args.kd_200]
         if args.stop_after in ("teacher", "kd"):
             phases = [phase for phase in phases if phase == "teacher" or args.stop_after == "kd"]
-        alternating = resolve_protocol(args).phase_order == "alternating"  # then a distilled student is another one with each loss
-        shared = [(task, args.seed, phase, loss_name(args) * (alternating and phase != "teacher")) for phase in phases]
+        # then a distilled student is another one with each loss
+        alternating = resolve_protocol(args).phase_order == "alternating"
+        shared = [
+            (task, args.seed, phase, loss_name(args) * (alternating and phase != "teacher"))
+            for phase in phases
+        ]
         phases = [key[2] for key in shared if key not in computed] + ["mpdistil"] * (args.stop_after is None)
         computed.update(shared)
         work = work_of(args, facts)
@@ -319,27 +400,60 @@ def estimate(jobs, folders, side_by_side):
     for task, found in total.items():
         yield f"# {task}: about {found['seconds'] / 3600:.1f} h"
     seconds = sum(found["seconds"] for found in total.values())
-    yield (f"# {len(jobs)} runs: about {seconds / 3600:.1f} h in all, {seconds / 3600 / side_by_side:.1f} h with --jobs {side_by_side} "
-           f"where {side_by_side} processes are each as fast as those measured ({', '.join(sorted(rates))}); start-up not counted")
+    yield (
+        f"# {len(jobs)} runs: about {seconds / 3600:.1f} h in all, {seconds / 3600 / side_by_side:.1f} h with"
+        f" --jobs {side_by_side} where {side_by_side} processes are each as fast as those measured"
+        f" ({', '.join(sorted(rates))}); start-up not counted"
+    )
 
 
-# --- the command line ------------------------------------------------------------------------------------------------------
+# --- the command line ---------------------------------------------------------------------------------------
 
 def parse(argv=None):
     parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False,
                            epilog="All other flags go to main_superglue.py.")
     parser.add_argument("--data_dir", required=True, help="as main_superglue.py takes it")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK", help=f"main tasks (default: {' '.join(TASKS)})")
-    parser.add_argument("--curriculum_tasks", nargs="+", metavar="TASK", help="main_superglue.py's --tasks: curriculum tasks (default: "
-                        "every task found in --data_dir)")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=list(TASKS),
+        metavar="TASK",
+        help=f"main tasks (default: {' '.join(TASKS)})",
+    )
+    parser.add_argument(
+        "--curriculum_tasks",
+        nargs="+",
+        metavar="TASK",
+        help="main_superglue.py's --tasks: curriculum tasks (default: every task found in --data_dir)",
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], metavar="SEED", help="(default: 42)")
-    parser.add_argument("--rows", nargs="+", default=["all"], metavar="ROW", help=f"of {', '.join([*ROWS, *ALIASES])} (default: all)")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs"), help="run folders are made in <output_dir>/<task>/, which "
-                        "also holds phases/ and logs/; one for each encoder and set of flags (default: runs)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each with its part of the cores (default: 1)")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=["all"],
+        metavar="ROW",
+        help=f"of {', '.join([*ROWS, *ALIASES])} (default: all)",
+    )
+    parser.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path("runs"),
+        help=(
+            "run folders are made in <output_dir>/<task>/, which "
+            "also holds phases/ and logs/; one for each encoder and set of flags (default: runs)"
+        ),
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="runs side by side, each with its part of the cores (default: 1)"
+    )
     parser.add_argument("--go", action="store_true", help="run the commands instead of printing them")
-    parser.add_argument("--estimate_from", nargs="+", type=Path, metavar="RUN_FOLDER", help="also say how long the sweep takes, by the "
-                        "steps of these finished runs of the same encoder")
+    parser.add_argument(
+        "--estimate_from",
+        nargs="+",
+        type=Path,
+        metavar="RUN_FOLDER",
+        help="also say how long the sweep takes, by the steps of these finished runs of the same encoder",
+    )
     args, more = parser.parse_known_args(argv)
     if args.curriculum_tasks:
         more = ["--tasks", *args.curriculum_tasks, *more]
@@ -355,7 +469,10 @@ def parse(argv=None):
     args.seeds = list(dict.fromkeys(args.seeds))
     for folder in args.estimate_from or ():
         if not (folder / "result.json").is_file():
-            parser.error(f"argument --estimate_from: {folder}: no result.json found, expected the folder of a finished run")
+            parser.error(
+                f"argument --estimate_from: {folder}: no result.json found, expected the folder of a"
+                " finished run"
+            )
     try:
         args.rows = find_rows(args.rows)
     except ValueError as error:
@@ -372,7 +489,9 @@ def main(argv=None):
         if args.go:
             return Sweep(jobs, args.jobs).run()
         for job in jobs:
-            print(f"{'# finished: ' if job.finished() else ''}{shlex.join(['python', 'main_superglue.py', *job.words])}")
+            print(
+                f"{'# finished: ' if job.finished() else ''}{shlex.join(['python', 'main_superglue.py', *job.words])}"
+            )
     except (ValueError, InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

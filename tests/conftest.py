@@ -1,4 +1,5 @@
-"""Tiny random encoders of four architectures, and small data cut from sample_data/, both made once per session."""
+"""Tiny random encoders of four architectures, and small data cut from sample_data/, both made once per
+session."""
 import json
 import re
 import sys
@@ -8,14 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
+import torch
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-import main_superglue  # noqa: E402
-from arguments import parse_arguments  # noqa: E402
+import main_superglue
+from arguments import parse_arguments
 
 torch.set_num_threads(1)  # for tensors this small a second thread costs more than it brings
 SIZES = {"train": 60, "val": 18, "test": 8}
@@ -23,11 +23,16 @@ TASK_NAMES = ("BoolQ", "CB", "COPA", "RTE", "WiC", "WSC")
 
 
 def corpus():
-    return [line for path in sorted((ROOT / "sample_data").glob("*/train.jsonl")) for line in path.read_text().splitlines()]
+    return [
+        line
+        for path in sorted((ROOT / "sample_data").glob("*/train.jsonl"))
+        for line in path.read_text().splitlines()
+    ]
 
 
 def write_wordpiece(folder, special, **config):
-    """A WordPiece vocabulary of the sample's letters and its most frequent words, with its tokenizer_config.json."""
+    """A WordPiece vocabulary of the sample's letters and its most frequent words, with its
+    tokenizer_config.json."""
     words = Counter(word for line in corpus() for word in re.findall(r"[a-z]+", line.lower()))
     letters = [chr(code) for code in range(33, 127) if not chr(code).isupper()]
     frequent = sorted(words, key=lambda word: (-words[word], word))[:200]
@@ -38,8 +43,14 @@ def write_wordpiece(folder, special, **config):
 
 
 def tiny_sizes(vocab_size):
-    return dict(vocab_size=vocab_size, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32,
-                max_position_embeddings=100)
+    return dict(
+        vocab_size=vocab_size,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=100,
+    )
 
 
 def make_encoder(kind, folder, seed=0, **changes):
@@ -51,43 +62,85 @@ def make_encoder(kind, folder, seed=0, **changes):
         size = write_wordpiece(folder, bert_special, tokenizer_class="BertTokenizer", do_lower_case=True)
         model = transformers.BertModel(transformers.BertConfig(**{**tiny_sizes(size), **changes}))
     elif kind == "distilbert":
-        size = write_wordpiece(folder, bert_special, tokenizer_class="DistilBertTokenizer", do_lower_case=True)
+        size = write_wordpiece(
+            folder, bert_special, tokenizer_class="DistilBertTokenizer", do_lower_case=True
+        )
         sizes = tiny_sizes(size)
-        model = transformers.DistilBertModel(transformers.DistilBertConfig(
-            vocab_size=size, dim=sizes["hidden_size"], n_layers=sizes["num_hidden_layers"], n_heads=2, hidden_dim=32,
-            max_position_embeddings=100))
+        model = transformers.DistilBertModel(
+            transformers.DistilBertConfig(
+                vocab_size=size,
+                dim=sizes["hidden_size"],
+                n_layers=sizes["num_hidden_layers"],
+                n_heads=2,
+                hidden_dim=32,
+                max_position_embeddings=100,
+            )
+        )
     elif kind == "mpnet":
-        size = write_wordpiece(folder, ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "[UNK]"), tokenizer_class="MPNetTokenizer")
-        model = transformers.MPNetModel(transformers.MPNetConfig(**tiny_sizes(size), pad_token_id=1, bos_token_id=0, eos_token_id=2))
+        size = write_wordpiece(
+            folder, ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "[UNK]"), tokenizer_class="MPNetTokenizer"
+        )
+        model = transformers.MPNetModel(
+            transformers.MPNetConfig(**tiny_sizes(size), pad_token_id=1, bos_token_id=0, eos_token_id=2)
+        )
     else:
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = normalizers.NFKC()
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
-        tokenizer.train_from_iterator(corpus(), trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="[UNK]"))
-        tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-                                                                 special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
-        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]",
-                                                    unk_token="[UNK]", mask_token="[MASK]", model_max_length=96)
+        tokenizer.train_from_iterator(
+            corpus(), trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="[UNK]")
+        )
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+        )
+        fast = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="[PAD]",
+            cls_token="[CLS]",
+            sep_token="[SEP]",
+            unk_token="[UNK]",
+            mask_token="[MASK]",
+            model_max_length=96,
+        )
         fast.save_pretrained(folder)
-        model = transformers.DebertaV2Model(transformers.DebertaV2Config(
-            **tiny_sizes(len(fast)), type_vocab_size=0, relative_attention=True, pos_att_type=["p2c", "c2p"], max_relative_positions=-1,
-            position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True))
+        model = transformers.DebertaV2Model(
+            transformers.DebertaV2Config(
+                **tiny_sizes(len(fast)),
+                type_vocab_size=0,
+                relative_attention=True,
+                pos_att_type=["p2c", "c2p"],
+                max_relative_positions=-1,
+                position_buckets=8,
+                norm_rel_ebd="layer_norm",
+                share_att_key=True,
+            )
+        )
     model.save_pretrained(folder)
     return folder
 
 
 def pytest_addoption(parser):
-    parser.addoption("--bad_input_table", metavar="FILE", help="write what tests/test_bad_input.py gave, and what was said, as markdown")
+    parser.addoption(
+        "--bad_input_table",
+        metavar="FILE",
+        help="write what tests/test_bad_input.py gave, and what was said, as markdown",
+    )
 
 
 def pytest_sessionfinish(session):
     path, module = session.config.getoption("--bad_input_table"), sys.modules.get("test_bad_input")
     if path and module:
         rows = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in dict.fromkeys(module.TABLE)]
-        Path(path).write_text("What the command says of input that is odd or wrong; written by `python -m pytest tests/test_bad_input.py "
-                              "--bad_input_table tests/bad_input.md`.\n\n| # | given | | said |\n|---|---|---|---|\n"
-                              + "".join(f"| {number} | {row} |\n" for number, row in enumerate(rows, 1)), encoding="utf-8")
+        Path(path).write_text(
+            "What the command says of input that is odd or wrong; written by `python -m pytest"
+            " tests/test_bad_input.py --bad_input_table tests/bad_input.md`.\n\n| # | given | | said"
+            " |\n|---|---|---|---|\n"
+            + "".join(f"| {number} | {row} |\n" for number, row in enumerate(rows, 1)),
+            encoding="utf-8",
+        )
 
 
 @pytest.fixture(scope="session")
@@ -111,11 +164,24 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture
 def command(encoders, data_dir, tmp_path):
-    """Run main_superglue's command line, small; flags given replace the small ones. Returns (exit code, output folder)."""
+    """Run main_superglue's command line, small; flags given replace the small ones. Returns (exit code,
+    output folder)."""
     def run(task="CB", folder="run", **flags):
-        settings = {"task": task, "data_dir": data_dir, "teacher_model": encoders["bert"], "nlayers": 3, "teacher_epochs": 1, "epochs": 1,
-                    "meta_epochs": 1, "num_episodes": 2, "val_dataloader_size": 4, "output_dir": tmp_path / folder, "device": "cpu",
-                    "max_seq_length": 64, **flags}
+        settings = {
+            "task": task,
+            "data_dir": data_dir,
+            "teacher_model": encoders["bert"],
+            "nlayers": 3,
+            "teacher_epochs": 1,
+            "epochs": 1,
+            "meta_epochs": 1,
+            "num_episodes": 2,
+            "val_dataloader_size": 4,
+            "output_dir": tmp_path / folder,
+            "device": "cpu",
+            "max_seq_length": 64,
+            **flags,
+        }
         argv = []
         for name, value in settings.items():
             if value is True:

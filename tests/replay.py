@@ -1,8 +1,8 @@
 """Replays a trace of the authors' released code with this project's own phases, and compares every figure.
 
-A case folder holds case.json (fields explained there), trace.json, data.npz, init.safetensors and final.safetensors. Batch
-orders and actions are taken from the trace; everything else is computed by the functions and loops that the command line
-runs, with the protocol `released`.
+A case folder holds case.json (fields explained there), trace.json, data.npz, init.safetensors and
+final.safetensors. Batch orders and actions are taken from the trace; everything else is computed by the
+functions and loops that the command line runs, with the protocol `released`.
 """
 import contextlib
 import copy
@@ -17,13 +17,15 @@ from transformers import BertConfig, BertModel
 
 import curriculum
 import meta_policy
+from arguments import PROTOCOLS
 from curriculum import CurriculumTraining, Policy, train_curriculum
-from data_utils import Draws, Split, find_task, protocol_task
+from data_utils import RandomStreams, Split
 from meta_policy import Distillation, MetaTraining, Selection, Training
 from models import Encoder, FrozenEncoder, Model, predict, predict_heads
-from protocols import PROTOCOLS
+from tasks import find_task, protocol_task
 
-RELATIVE, ABSOLUTE = 1e-8, 1e-10  # the second for attention key biases, whose gradient is zero in exact arithmetic
+# the second for attention key biases, whose gradient is zero in exact arithmetic
+RELATIVE, ABSOLUTE = 1e-8, 1e-10
 
 
 class Mismatch(AssertionError):
@@ -58,7 +60,12 @@ class Comparison:
         self.equal(f"{kind} names", sorted(ours), sorted(theirs))
         for name in ours.keys() & theirs.keys():
             key_bias = name.endswith("attention.self.key.bias")
-            self.close(f"{kind} of key biases (absolute)" if key_bias else kind, ours[name], theirs[name], absolute=key_bias)
+            self.close(
+                f"{kind} of key biases (absolute)" if key_bias else kind,
+                ours[name],
+                theirs[name],
+                absolute=key_bias,
+            )
 
 
 class Trace:
@@ -71,21 +78,29 @@ class Trace:
         self.events = {}
         for event in events:
             self.events.setdefault(event["type"], []).append(event)
-        self.init, self.final = load_file(folder / "init.safetensors"), load_file(folder / "final.safetensors")
+        self.init, self.final = load_file(folder / "init.safetensors"), load_file(
+            folder / "final.safetensors"
+        )
         self.data = np.load(folder / "data.npz")
 
     def of(self, kind, **where):
-        return [event for event in self.events[kind] if all(event.get(key) == value for key, value in where.items())]
+        return [
+            event
+            for event in self.events[kind]
+            if all(event.get(key) == value for key, value in where.items())
+        ]
 
 
-class TraceDraws(Draws):
-    """Draws that repeat a trace's batch orders and actions."""
+class TraceDraws(RandomStreams):
+    """RandomStreams that repeat a trace's batch orders and actions."""
 
     def __init__(self, trace, phase, case_names):
         """case_names: our name of a task -> the trace's."""
         names = {name: number for number, name in enumerate(case_names.values())}
         self.case_names, self.held = case_names, trace.of("held_batches")[0]["batches"]
-        steps = trace.of({"teacher": "p1_step", "kd": "p2_step", "meta_teacher": "p3_step", "mpdistil": "p4_step"}[phase])
+        steps = trace.of(
+            {"teacher": "p1_step", "kd": "p2_step", "meta_teacher": "p3_step", "mpdistil": "p4_step"}[phase]
+        )
         key, count = ("episode", "main_indices") if phase == "mpdistil" else ("epoch", "indices")
         passes = {}
         for step in steps:
@@ -109,10 +124,18 @@ class TraceDraws(Draws):
 
 
 class Recorder:
-    """The log that the phases write to, and, while `watching`, the figures of single steps before they are averaged."""
+    """The log that the phases write to, and, while `watching`, the figures of single steps before they are
+    averaged."""
 
     def __init__(self):
-        self.events, self.trajectories, self.steps, self.rewards, self.states, self.applied = [], [], [], [], [], []
+        self.events, self.trajectories, self.steps, self.rewards, self.states, self.applied = (
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+        )
 
     def event(self, **values):
         self.events.append(values)
@@ -136,7 +159,9 @@ class Recorder:
         apply, rewards = curriculum.apply_gradients, curriculum.REWARDS
 
         def mean_figures(steps, where, rate):
-            self.steps.append((where, [{name: value.item() for name, value in step.items()} for step in steps], rate))
+            self.steps.append(
+                (where, [{name: value.item() for name, value in step.items()} for step in steps], rate)
+            )
             return means(steps, where, rate)
 
         def curriculum_state(*args):
@@ -145,7 +170,9 @@ class Recorder:
             return state
 
         def apply_gradients(optimizer, settings):
-            gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            gradients = [
+                p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+            ]
             self.applied.append(torch.stack([g.norm() for g in gradients]).norm().item())
             apply(optimizer, settings)
 
@@ -163,7 +190,11 @@ class Recorder:
             yield
         finally:
             meta_policy.mean_figures = curriculum.mean_figures = means
-            curriculum.curriculum_state, curriculum.apply_gradients, curriculum.REWARDS = state_of, apply, rewards
+            curriculum.curriculum_state, curriculum.apply_gradients, curriculum.REWARDS = (
+                state_of,
+                apply,
+                rewards,
+            )
 
 
 class Replay:
@@ -173,8 +204,14 @@ class Replay:
         self.trace, self.compare, self.log = Trace(folder), Comparison(), Recorder()
         case = self.case = self.trace.case
         self.given = case["settings"]
-        self.protocol = replace(protocol, zero_grad=protocol.zero_grad if protocol != PROTOCOLS["released"] else
-                                "none" if case["zero_grad_set_to_none"] else "zeros")
+        self.protocol = replace(
+            protocol,
+            zero_grad=(
+                protocol.zero_grad
+                if protocol != PROTOCOLS["released"]
+                else "none" if case["zero_grad_set_to_none"] else "zeros"
+            ),
+        )
         self.tasks = [protocol_task(find_task(name), PROTOCOLS["released"]) for name in case["task_order"]]
         self.case_names = {task.name: name for task, name in zip(self.tasks, case["task_order"])}
         self.main = self.tasks[case["task_order"].index(case["task"])].name
@@ -185,7 +222,11 @@ class Replay:
         config = BertConfig(**{**self.case["model_config"], "num_hidden_layers": layers})
         model = Model(Encoder(BertModel(config)), self.tasks, 0, role).double()
         model.heads.dropout.p = self.case["head_dropout"]
-        stored = {self.ours(name): value.double() for name, value in self.trace.init.items() if name.startswith(role + ".")}
+        stored = {
+            self.ours(name): value.double()
+            for name, value in self.trace.init.items()
+            if name.startswith(role + ".")
+        }
         missing, unexpected = model.load_state_dict(stored, strict=False)
         assert not unexpected and not missing, (missing, unexpected)
         return model
@@ -216,16 +257,39 @@ class Replay:
         if f"{key}_input_ids" not in data:
             return None
         mask = data[f"{key}_attention_mask"].astype(bool)
-        return Split(task=task, name=name, idx=list(range(len(mask))), where=[key] * len(mask),
-                     labels=torch.from_numpy(data[f"{key}_labels"]), input_ids=data[f"{key}_input_ids"][mask].astype(np.int32),
-                     token_type_ids=data[f"{key}_token_type_ids"][mask].astype(np.int8),
-                     offsets=np.concatenate([[0], np.cumsum(mask.sum(1))]), pad_ids=(self.case["special_tokens"]["PAD"], 0),
-                     pad_to=mask.shape[1] if self.protocol.padding == "max_length" else None, truncated=0, checksum=key, notes={})
+        return Split(
+            task=task,
+            name=name,
+            idx=list(range(len(mask))),
+            where=[key] * len(mask),
+            labels=torch.from_numpy(data[f"{key}_labels"]),
+            input_ids=data[f"{key}_input_ids"][mask].astype(np.int32),
+            token_type_ids=data[f"{key}_token_type_ids"][mask].astype(np.int8),
+            offsets=np.concatenate([[0], np.cumsum(mask.sum(1))]),
+            pad_ids=(self.case["special_tokens"]["PAD"], 0),
+            pad_to=mask.shape[1] if self.protocol.padding == "max_length" else None,
+            truncated=0,
+            checksum=key,
+            notes={},
+        )
 
     def settings(self, kind, **values):
-        choices = {f.name: asdict(self.protocol)[f.name] for f in fields(kind) if f.name in asdict(self.protocol)}
-        return kind(**{"weight_decay": 0.01, "max_grad_norm": self.given["max_grad_norm"], "seed": 0,
-                       "select_on": "dev", "eval_batch_size": 8, "device": "cpu", "precision": "fp32", **choices, **values})
+        choices = {
+            f.name: asdict(self.protocol)[f.name] for f in fields(kind) if f.name in asdict(self.protocol)
+        }
+        return kind(
+            **{
+                "weight_decay": 0.01,
+                "max_grad_norm": self.given["max_grad_norm"],
+                "seed": 0,
+                "select_on": "dev",
+                "eval_batch_size": 8,
+                "device": "cpu",
+                "precision": "fp32",
+                **choices,
+                **values,
+            }
+        )
 
     def draws(self, phase):
         return TraceDraws(self.trace, phase, self.case_names)
@@ -250,9 +314,15 @@ class Replay:
 
         teacher = self.model("teacher", self.case["model_config"]["num_hidden_layers"])
         student = self.model("student", self.case["student_num_hidden_layers"])
-        teacher_settings = self.settings(Training, epochs=given["teacher_epochs"], batch_size=given["train_dataloader_size"],
-                                         learning_rate=given["teacher_learning_rate"])
-        best = meta_policy.train_teacher(teacher, train, teacher_settings, selection(predictor(teacher)), self.draws("teacher"), self.log)
+        teacher_settings = self.settings(
+            Training,
+            epochs=given["teacher_epochs"],
+            batch_size=given["train_dataloader_size"],
+            learning_rate=given["teacher_learning_rate"],
+        )
+        best = meta_policy.train_teacher(
+            teacher, train, teacher_settings, selection(predictor(teacher)), self.draws("teacher"), self.log
+        )
         end = self.trace.of("p1_end")[0]
         self.steps("teacher", "p1", {"loss": "loss", "gradient_norm": "grad_norm_before_clip"})
         self.compare.equal("p1 kept epoch", best.index - 1, end["best_epoch"])
@@ -266,25 +336,71 @@ class Replay:
         def predict_meta_teacher(split):
             return predict_heads(meta_teacher, teacher_outputs, split)
 
-        kd_settings = self.settings(Distillation, epochs=given["epochs"], batch_size=given["train_dataloader_size"],
-                                    learning_rate=given["learning_rate"], nlayers=self.case["student_num_hidden_layers"],
-                                    temperature=given["temperature"], alpha=given["alpha"], beta=given["beta"])
-        meta_settings = self.settings(MetaTraining, epochs=given["epochs"], batch_size=given["val_dataloader_size"],
-                                      learning_rate=given["meta_learning_rate"], loss="com" if given["use_comp_loss"] else "col")
+        kd_settings = self.settings(
+            Distillation,
+            epochs=given["epochs"],
+            batch_size=given["train_dataloader_size"],
+            learning_rate=given["learning_rate"],
+            nlayers=self.case["student_num_hidden_layers"],
+            temperature=given["temperature"],
+            alpha=given["alpha"],
+            beta=given["beta"],
+        )
+        meta_settings = self.settings(
+            MetaTraining,
+            epochs=given["epochs"],
+            batch_size=given["val_dataloader_size"],
+            learning_rate=given["meta_learning_rate"],
+            loss="com" if given["use_comp_loss"] else "col",
+        )
         kd = meta_policy.distillation_epochs("kd", student, meta_teacher, teacher_outputs, train, kd_settings,
                                              selection(predictor(student)), self.draws("kd"), self.log)
-        meta = meta_policy.meta_teacher_epochs(meta_teacher, teacher_outputs, student_outputs, main_quiz, meta_settings,
-                                               selection(predict_meta_teacher), self.draws("meta_teacher"), self.log, student_moves=True)
+        meta = meta_policy.meta_teacher_epochs(
+            meta_teacher,
+            teacher_outputs,
+            student_outputs,
+            main_quiz,
+            meta_settings,
+            selection(predict_meta_teacher),
+            self.draws("meta_teacher"),
+            self.log,
+            student_moves=True,
+        )
         kd_best, meta_best = meta_policy.alternate_phases(kd, meta, self.log)
         start = self.trace.of("p4_start")[0]
-        self.steps("kd", "p2", {"ce": "ce", "soft": "soft", "pkd": "pkd", "loss": "total", "gradient_norm": "grad_norm_before_clip"})
-        self.steps("meta_teacher", "p3", {"ce_teacher": "ce_hT", "ce_student": "ce_hS", "p_teacher": "mean_p_y_hT",
-                                          "p_student": "mean_p_y_hS", "loss": "total", "gradient_norm": "grad_norm_before_clip"})
+        self.steps(
+            "kd",
+            "p2",
+            {
+                "ce": "ce",
+                "soft": "soft",
+                "pkd": "pkd",
+                "loss": "total",
+                "gradient_norm": "grad_norm_before_clip",
+            },
+        )
+        self.steps(
+            "meta_teacher",
+            "p3",
+            {
+                "ce_teacher": "ce_hT",
+                "ce_student": "ce_hS",
+                "p_teacher": "mean_p_y_hT",
+                "p_student": "mean_p_y_hS",
+                "loss": "total",
+                "gradient_norm": "grad_norm_before_clip",
+            },
+        )
         self.compare.equal("p2 kept epoch", kd_best.index - 1, start["reloaded_student_epoch"])
         self.compare.equal("p3 kept epoch", meta_best.index - 1, start["reloaded_meta_teacher_epoch"])
         self.compare.weights("p2 weight norms", self.norms(student), start["student_param_l2"])
-        self.compare.weights("p3 weight norms", self.norms(teacher, meta_teacher), start["meta_teacher_param_l2"])
-        closing = {name: self.trace.of("closing_evaluation", model=name)[0] for name in ("kd_student", "meta_teacher", "final_student")}
+        self.compare.weights(
+            "p3 weight norms", self.norms(teacher, meta_teacher), start["meta_teacher_param_l2"]
+        )
+        closing = {
+            name: self.trace.of("closing_evaluation", model=name)[0]
+            for name in ("kd_student", "meta_teacher", "final_student")
+        }
         self.compare_dev("kd student, kept", predictor(student), dev, closing["kd_student"])
         self.compare_dev("meta-teacher, kept", predict_meta_teacher, dev, closing["meta_teacher"])
         self.compare_test("teacher", predictor(teacher), test)
@@ -296,10 +412,26 @@ class Replay:
                                 for kind in ("weight", "bias")})
         self.watch_episodes(student, policy)
         curriculum_settings = self.settings(
-            CurriculumTraining, epochs=given["num_episodes"], batch_size=given["val_dataloader_size"], learning_rate=given["learning_rate"],
-            policy_learning_rate=given["meta_learning_rate"], reward=given["reward_function"], curriculum="policy")
-        best = train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, self.main, curriculum_settings,
-                                selection(predictor(student)), self.draws("mpdistil"), self.log)
+            CurriculumTraining,
+            epochs=given["num_episodes"],
+            batch_size=given["val_dataloader_size"],
+            learning_rate=given["learning_rate"],
+            policy_learning_rate=given["meta_learning_rate"],
+            reward=given["reward_function"],
+            curriculum="policy",
+        )
+        best = train_curriculum(
+            student,
+            meta_teacher,
+            policy,
+            teacher_outputs,
+            quiz,
+            self.main,
+            curriculum_settings,
+            selection(predictor(student)),
+            self.draws("mpdistil"),
+            self.log,
+        )
         self.compare_episodes()
         self.compare.equal("p4 kept episode", best.index - 1, self.trace.of("final_norms")[0]["best_episode"])
         self.compare_dev("final student", predictor(student), dev, closing["final_student"])
@@ -307,8 +439,14 @@ class Replay:
         final = {"student": self.theirs(student), "policy": {name.replace("linear", "action_predictor"): value
                                                              for name, value in policy.state_dict().items()},
                  "meta_teacher": self.theirs(meta_teacher, "heads.")}
-        ours = {f"{model}.{name}": value.numpy() for model, tensors in final.items() for name, value in tensors.items()}
-        self.compare.weights("final weights", ours, {name: value.numpy() for name, value in self.trace.final.items()})
+        ours = {
+            f"{model}.{name}": value.numpy()
+            for model, tensors in final.items()
+            for name, value in tensors.items()
+        }
+        self.compare.weights(
+            "final weights", ours, {name: value.numpy() for name, value in self.trace.final.items()}
+        )
 
     def norms(self, model, heads=None):
         tensors = self.theirs(model)
@@ -326,8 +464,18 @@ class Replay:
 
     def steps(self, phase, prefix, names):
         """Single steps and epochs of phases 1 to 3."""
-        recorded = [step for where, steps, _ in self.log.steps if where.startswith(f"phase {phase},") for step in steps]
-        rates = [rate for where, steps, rate in self.log.steps if where.startswith(f"phase {phase},") for _ in steps]
+        recorded = [
+            step
+            for where, steps, _ in self.log.steps
+            if where.startswith(f"phase {phase},")
+            for step in steps
+        ]
+        rates = [
+            rate
+            for where, steps, rate in self.log.steps
+            if where.startswith(f"phase {phase},")
+            for _ in steps
+        ]
         theirs = self.trace.of(f"{prefix}_step")
         self.compare.equal(f"{prefix} number of steps", len(recorded), len(theirs))
         for ours, rate, event in zip(recorded, rates, theirs):
@@ -335,7 +483,9 @@ class Replay:
             for mine, name in names.items():
                 if name in event:
                     self.compare.close(f"{prefix} {name}", ours[mine], event[name])
-        for ours, event in zip([e for e in self.log.events if e["phase"] == phase], self.trace.of(f"{prefix}_epoch")):
+        for ours, event in zip(
+            [e for e in self.log.events if e["phase"] == phase], self.trace.of(f"{prefix}_epoch")
+        ):
             self.epoch(prefix, ours, event)
 
     def epoch(self, prefix, ours, event):
@@ -352,14 +502,26 @@ class Replay:
 
         def heard(**values):
             if values["phase"] == "mpdistil":
-                self.after.append((self.norms(student), {name.replace("linear", "action_predictor"): value.norm().item()
-                                                         for name, value in policy.state_dict().items()}))
+                self.after.append(
+                    (
+                        self.norms(student),
+                        {
+                            name.replace("linear", "action_predictor"): value.norm().item()
+                            for name, value in policy.state_dict().items()
+                        },
+                    )
+                )
             event(**values)
         self.log.event = heard
 
     def compare_episodes(self):
         compare, log = self.compare, self.log
-        recorded = [step for where, steps, _ in log.steps if where.startswith("phase mpdistil") and "ce" in steps[0] for step in steps]
+        recorded = [
+            step
+            for where, steps, _ in log.steps
+            if where.startswith("phase mpdistil") and "ce" in steps[0]
+            for step in steps
+        ]
         size = self.case["sizes"][f"{self.case['task']}_held"]
         events, episodes = [e for e in log.events if e["phase"] == "mpdistil"], self.trace.of("p4_episode")
         probabilities = [row for line in log.trajectories for row in line["probabilities"]]
@@ -369,8 +531,13 @@ class Replay:
         compare.equal("p4 number of steps", len(recorded), len(steps))
         compare.equal("p4 number of states", len(log.states), len(episodes))
         for n, (ours, step) in enumerate(zip(recorded, steps)):
-            for mine, name in {"ce": "ce", "p_student": "mean_p_S_y", "p_meta_teacher": "mean_p_T2_y_hS", "loss": "loss",
-                               "gradient_norm": "accumulated_grad_norm_before_clip"}.items():
+            for mine, name in {
+                "ce": "ce",
+                "p_student": "mean_p_S_y",
+                "p_meta_teacher": "mean_p_T2_y_hS",
+                "loss": "loss",
+                "gradient_norm": "accumulated_grad_norm_before_clip",
+            }.items():
                 compare.close(f"p4 {name}", ours[mine], step[name])
             compare.close("p4 state_l2", log.states[step["episode"]], step["state_l2"])
             p_student, p_teacher, reward = log.rewards[n]
@@ -382,16 +549,25 @@ class Replay:
                           (step["current_action"], step["next_action"]))
         for n, (ours, event) in enumerate(zip(events, episodes)):
             self.epoch("p4", ours, event)
-            # the trace divides the float32 sum, we sum the divided rewards: the same up to float32's rounding of the terms
+            # the trace divides the float32 sum, we sum the divided rewards: the same up to float32's rounding
+            # of the terms
             rewards = log.trajectories[n]["rewards"]
             rounding = len(rewards) * np.finfo(np.float32).eps * sum(map(abs, rewards))
-            compare.equal("p4 total_rewards (float32)", abs(ours["reward"] - event["total_rewards"]) <= rounding, True)
+            compare.equal(
+                "p4 total_rewards (float32)", abs(ours["reward"] - event["total_rewards"]) <= rounding, True
+            )
             compare.close("p4 advantages", log.trajectories[n]["advantages"], event["advantages"])
-            # where one action was taken throughout, these two are what rounding left of the advantages' mean: nothing to be
+            # where one action was taken throughout, these two are what rounding left of the advantages' mean:
+            # nothing to be
             # relative to but the advantages
             scale = 1e-6 * max(map(abs, event["advantages"]))
             compare.close("p4 policy_loss", ours["policy_loss"], event["policy_loss"], scale=scale)
-            compare.close("p4 policy_grad_norm", ours["policy_gradient_norm"], event["policy_grad_norm_before_clip"], scale=scale)
+            compare.close(
+                "p4 policy_grad_norm",
+                ours["policy_gradient_norm"],
+                event["policy_grad_norm_before_clip"],
+                scale=scale,
+            )
             student_norms, policy_norms = self.after[n]
             compare.weights("p4 weight norms", student_norms, event["student2_param_l2_after_step"])
             compare.weights("p4 policy weight norms", policy_norms, event["policy_param_l2_after_step"])

@@ -7,9 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-
 from conftest import make_encoder, read_lines
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -59,34 +58,54 @@ def handled(command, capsys, *expected, **flags):
     return out
 
 
-@pytest.mark.parametrize("flags, expected", [
-    ({"task": "MNLI"}, ("--task", "'MNLI'", "BoolQ, CB, COPA, RTE, WiC, WSC")),
-    ({"tasks": ["CB", "XYZ"]}, ("--tasks", "'XYZ'")),
-    ({"reward_function": "ternary"}, ("--reward_function", "ternary", "binary", "real")),
-    ({"curriculum": "random"}, ("--curriculum", "random", "uniform")),
-    ({"protocol": "mine"}, ("--protocol", "mine")),
-    ({"data_dir": "nowhere"}, ("--data_dir nowhere", "no such folder")),
-    ({"nlayers": 0}, ("--nlayers", "'0'", "at least 1")),
-    ({"nlayers": 5}, ("--nlayers 5", "4 layers")),
-    ({"teacher_model": "nowhere/at/all"}, ("--teacher_model nowhere/at/all", "no such folder")),
-    ({"max_seq_length": 97}, ("--max_seq_length 97", "at most 96")),
-    ({"val_dataloader_size": 7}, ("--val_dataloader_size 7", "6 quiz examples")),
-    ({"alpha": 1.5}, ("--alpha", "1.5", "at most 1")),
-    ({"beta": -1}, ("--beta", "'-1'", "at least 0")),
-    ({"temperature": 0}, ("--temperature", "more than 0")),
-    ({"learning_rate": "nan"}, ("--learning_rate", "'nan'")),
-    ({"learning_rate": "fast"}, ("--learning_rate", "'fast'", "a number")),
-    ({"set": ["colour=red"]}, ("--set colour=red", "'colour'", "dropout")),
-    ({"set": ["dropout=never"]}, ("--set dropout=never", "dropout=training", "dropout=until_first_evaluation")),
-    ({"protocol": "released", "meta_epochs": 3}, ("--meta_epochs 3", "--epochs 1", "same")),
-    ({"report_to": "mlflow"}, ("--report_to", "mlflow")),
-    ({"learning_rat": 1}, ("--learning_rat",)),  # no abbreviations
-    *[({name: value}, (f"--{name}", f"'{value}'"))
-      for name in ("teacher_epochs", "epochs", "meta_epochs", "num_episodes", "train_dataloader_size", "val_dataloader_size",
-                   "eval_batch_size") for value in (0, -3)],
-    *[({name: value}, (f"--{name}", f"'{value}'"))
-      for name in ("teacher_learning_rate", "learning_rate", "meta_learning_rate", "max_grad_norm") for value in (0, -0.1)],
-], ids=spell)
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ({"task": "MNLI"}, ("--task", "'MNLI'", "BoolQ, CB, COPA, RTE, WiC, WSC")),
+        ({"tasks": ["CB", "XYZ"]}, ("--tasks", "'XYZ'")),
+        ({"reward_function": "ternary"}, ("--reward_function", "ternary", "binary", "real")),
+        ({"curriculum": "random"}, ("--curriculum", "random", "uniform")),
+        ({"protocol": "mine"}, ("--protocol", "mine")),
+        ({"data_dir": "nowhere"}, ("--data_dir nowhere", "no such folder")),
+        ({"nlayers": 0}, ("--nlayers", "'0'", "at least 1")),
+        ({"nlayers": 5}, ("--nlayers 5", "4 layers")),
+        ({"teacher_model": "nowhere/at/all"}, ("--teacher_model nowhere/at/all", "no such folder")),
+        ({"max_seq_length": 97}, ("--max_seq_length 97", "at most 96")),
+        ({"val_dataloader_size": 7}, ("--val_dataloader_size 7", "6 quiz examples")),
+        ({"alpha": 1.5}, ("--alpha", "1.5", "at most 1")),
+        ({"beta": -1}, ("--beta", "'-1'", "at least 0")),
+        ({"temperature": 0}, ("--temperature", "more than 0")),
+        ({"learning_rate": "nan"}, ("--learning_rate", "'nan'")),
+        ({"learning_rate": "fast"}, ("--learning_rate", "'fast'", "a number")),
+        ({"set": ["colour=red"]}, ("--set colour=red", "'colour'", "dropout")),
+        (
+            {"set": ["dropout=never"]},
+            ("--set dropout=never", "dropout=training", "dropout=until_first_evaluation"),
+        ),
+        ({"protocol": "released", "meta_epochs": 3}, ("--meta_epochs 3", "--epochs 1", "same")),
+        ({"report_to": "mlflow"}, ("--report_to", "mlflow")),
+        ({"learning_rat": 1}, ("--learning_rat",)),  # no abbreviations
+        *[
+            ({name: value}, (f"--{name}", f"'{value}'"))
+            for name in (
+                "teacher_epochs",
+                "epochs",
+                "meta_epochs",
+                "num_episodes",
+                "train_dataloader_size",
+                "val_dataloader_size",
+                "eval_batch_size",
+            )
+            for value in (0, -3)
+        ],
+        *[
+            ({name: value}, (f"--{name}", f"'{value}'"))
+            for name in ("teacher_learning_rate", "learning_rate", "meta_learning_rate", "max_grad_norm")
+            for value in (0, -0.1)
+        ],
+    ],
+    ids=spell,
+)
 def test_flags(flags, expected, command, capsys):
     refused(command, capsys, *expected, **flags)
 
@@ -116,19 +135,27 @@ def replace_row(path, number, **changes):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.parametrize("task, changes, expected", [
-    ("CB", {"label": "maybe"}, ("label 'maybe'", "entailment, contradiction, neutral")),
-    ("COPA", {"label": 2}, ("label 2", "0, 1")),
-    ("CB", {"premise": ...}, ("field 'premise' missing",)),
-    ("CB", {"premise": 7}, ("field 'premise': 7", "text")),
-    ("CB", {"idx": ...}, ("field 'idx'",)),
-    ("CB", {"idx": 5}, ("idx 5 stands already at", "train.jsonl:6")),
-    ("CB", {"label": ...}, ("no label", "59 other examples")),
-    ("COPA", {"question": "why"}, ("field question", "'why'")),
-    ("WiC", {"start1": 900}, ("fields start1, end1: 900..",)),
-    ("WiC", {"start1": "x"}, ("field 'start1': 'x'", "whole number")),
-    ("WSC", {"target": {"span1_index": 99, "span1_text": "a", "span2_index": 0, "span2_text": "b"}}, ("span1_index", "word index 99")),
-], ids=spell)
+@pytest.mark.parametrize(
+    "task, changes, expected",
+    [
+        ("CB", {"label": "maybe"}, ("label 'maybe'", "entailment, contradiction, neutral")),
+        ("COPA", {"label": 2}, ("label 2", "0, 1")),
+        ("CB", {"premise": ...}, ("field 'premise' missing",)),
+        ("CB", {"premise": 7}, ("field 'premise': 7", "text")),
+        ("CB", {"idx": ...}, ("field 'idx'",)),
+        ("CB", {"idx": 5}, ("idx 5 stands already at", "train.jsonl:6")),
+        ("CB", {"label": ...}, ("no label", "59 other examples")),
+        ("COPA", {"question": "why"}, ("field question", "'why'")),
+        ("WiC", {"start1": 900}, ("fields start1, end1: 900..",)),
+        ("WiC", {"start1": "x"}, ("field 'start1': 'x'", "whole number")),
+        (
+            "WSC",
+            {"target": {"span1_index": 99, "span1_text": "a", "span2_index": 0, "span2_text": "b"}},
+            ("span1_index", "word index 99"),
+        ),
+    ],
+    ids=spell,
+)
 def test_rows(task, changes, expected, command, capsys, data):
     replace_row(data / task / "train.jsonl", 6, **changes)
     refused(command, capsys, f"{data}/{task}/train.jsonl:7: ", *expected, task=task, data_dir=data)
@@ -155,7 +182,12 @@ def test_missing_folder_and_files(command, capsys, data):
 def test_a_tsv_row_of_another_width(command, capsys, tmp_path):
     (tmp_path / "data" / "CB").mkdir(parents=True)
     (tmp_path / "data" / "CB" / "train.tsv").write_text("id\tpremise\thypothesis\tlabel\n0\tp\n")
-    refused(command, capsys, "train.tsv:2: 2 columns found, expected 4: id, premise, hypothesis, label", data_dir=tmp_path / "data")
+    refused(
+        command,
+        capsys,
+        "train.tsv:2: 2 columns found, expected 4: id, premise, hypothesis, label",
+        data_dir=tmp_path / "data",
+    )
 
 
 def test_models_that_are_none(command, capsys, tmp_path, encoders):
@@ -178,14 +210,24 @@ def test_weights_that_do_not_fit(command, capsys, tmp_path, encoders):
     refused(command, capsys, f"--student_model {cut.parent}", "cannot be loaded", student_model=cut.parent)
     tensors = load_file(encoders["bert"] / "model.safetensors")
     resized = spoiled("resized")
-    save_file({**tensors, "embeddings.word_embeddings.weight": torch.zeros(3, 3)}, resized, metadata={"format": "pt"})
-    refused(command, capsys, f"--teacher_model {resized.parent}", "cannot be loaded", teacher_model=resized.parent)
+    save_file(
+        {**tensors, "embeddings.word_embeddings.weight": torch.zeros(3, 3)},
+        resized,
+        metadata={"format": "pt"},
+    )
+    refused(
+        command, capsys, f"--teacher_model {resized.parent}", "cannot be loaded", teacher_model=resized.parent
+    )
     other = spoiled("other")
     save_file({"weight": torch.zeros(3, 3)}, other, metadata={"format": "pt"})
-    refused(command, capsys, f"--teacher_model {other.parent}", "weights are missing", teacher_model=other.parent)
+    refused(
+        command, capsys, f"--teacher_model {other.parent}", "weights are missing", teacher_model=other.parent
+    )
     renamed = spoiled("renamed")
     renamed.rename(renamed.with_name("weights.safetensors"))
-    refused(command, capsys, f"--teacher_model {renamed.parent}", "no weights found", teacher_model=renamed.parent)
+    refused(
+        command, capsys, f"--teacher_model {renamed.parent}", "no weights found", teacher_model=renamed.parent
+    )
 
 
 def test_an_unlabelled_quiz_file(command, capsys, tmp_path):
@@ -199,22 +241,36 @@ def test_an_unlabelled_quiz_file(command, capsys, tmp_path):
 def test_phase_dir(command, capsys, tmp_path):
     (tmp_path / "file").write_text("x")
     refused(command, capsys, f"--phase_dir {tmp_path}/file: cannot be made", phase_dir=tmp_path / "file")
-    refused(command, capsys, "--fresh: found together with --phase_dir", phase_dir=tmp_path / "phases", fresh=True)
+    refused(
+        command, capsys, "--fresh: found together with --phase_dir", phase_dir=tmp_path / "phases", fresh=True
+    )
 
 
 def test_a_folder_whose_data_has_changed(command, capsys, data):
     assert command(stop_after="teacher", data_dir=data)[0] == 0
-    (data / "CB" / "train.jsonl").write_text("".join((data / "CB" / "train.jsonl").read_text().splitlines(True)[:-1]))
+    (data / "CB" / "train.jsonl").write_text(
+        "".join((data / "CB" / "train.jsonl").read_text().splitlines(True)[:-1])
+    )
     code, folder = command(stop_after="teacher", data_dir=data)
     error = capsys.readouterr().err
     assert code == 2 and "made from other data or encoders (CB/" in error
     (folder / "args.json").write_text("{")
-    assert command(stop_after="teacher", data_dir=data)[0] == 2 and "args.json: cannot be read" in capsys.readouterr().err
+    assert (
+        command(stop_after="teacher", data_dir=data)[0] == 2
+        and "args.json: cannot be read" in capsys.readouterr().err
+    )
 
 
 def test_a_hub_model_without_a_hub(command, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    refused(command, capsys, "--teacher_model nobody/nothing", "HF_HUB_OFFLINE", "get_encoder.sh", teacher_model="nobody/nothing")
+    refused(
+        command,
+        capsys,
+        "--teacher_model nobody/nothing",
+        "HF_HUB_OFFLINE",
+        "get_encoder.sh",
+        teacher_model="nobody/nothing",
+    )
 
 
 def test_teacher_and_student_that_do_not_fit(command, capsys, tmp_path, encoders):
@@ -222,7 +278,14 @@ def test_teacher_and_student_that_do_not_fit(command, capsys, tmp_path, encoders
     refused(command, capsys, "hidden size 32", "teacher's 16", "pkd", student_model=wide)
     refused(command, capsys, "vocabulary", "share a tokenizer", student_model=encoders["mpnet"])
     shallow = make_encoder("bert", tmp_path / "shallow", num_hidden_layers=2)
-    refused(command, capsys, "--nlayers 3", "--teacher_model has 2 layers", teacher_model=shallow, student_model=encoders["bert"])
+    refused(
+        command,
+        capsys,
+        "--nlayers 3",
+        "--teacher_model has 2 layers",
+        teacher_model=shallow,
+        student_model=encoders["bert"],
+    )
     small = make_encoder("bert", tmp_path / "small", vocab_size=50)
     refused(command, capsys, "vocabulary 50", teacher_model=small)
 
@@ -237,7 +300,11 @@ def test_a_folder_that_is_another_run(command, capsys, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("x")
     code, _ = command(folder="other")
-    assert code == 2 and "no run folder" in capsys.readouterr().err and [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+    assert (
+        code == 2
+        and "no run folder" in capsys.readouterr().err
+        and [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+    )
 
 
 
@@ -245,7 +312,9 @@ def test_a_folder_that_is_another_run(command, capsys, tmp_path):
 def test_a_tokenizer_without_a_padding_token(command, capsys, tmp_path, encoders):
     folder = shutil.copytree(encoders["deberta"], tmp_path / "unpadded")
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({key: value for key, value in config.items() if key != "pad_token"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({key: value for key, value in config.items() if key != "pad_token"})
+    )
     refused(command, capsys, f"--teacher_model {folder}", "no padding token", teacher_model=folder)
 
 
@@ -265,24 +334,41 @@ def test_odd_rows_that_are_read(changes, expected, command, capsys, data):
     handled(command, capsys, *expected, data_dir=data, tasks=["CB"])
 
 
-@pytest.mark.parametrize("task, changes", [
-    ("WiC", {"start1": "0", "end1": "1"}), ("BoolQ", {"label": "true"}), ("BoolQ", {"label": "False"}), ("COPA", {"label": "1"}),
-], ids=spell)
+@pytest.mark.parametrize(
+    "task, changes",
+    [
+        ("WiC", {"start1": "0", "end1": "1"}),
+        ("BoolQ", {"label": "true"}),
+        ("BoolQ", {"label": "False"}),
+        ("COPA", {"label": "1"}),
+    ],
+    ids=spell,
+)
 def test_numbers_and_booleans_as_text_are_read(task, changes, command, capsys, data):
     replace_row(data / task / "train.jsonl", 6, **changes)
     handled(command, capsys, data_dir=data, task=task, tasks=[task])
 
 
-@pytest.mark.parametrize("task, changes, expected", [
-    ("CB", {"label": float("nan")}, ("label nan",)), ("CB", {"premise": None}, ("field 'premise' missing",)),
-    ("CB", {"premise": ["a"]}, ("field 'premise': ['a']",)), ("CB", {"premise": True}, ("field 'premise': True",)),
-    ("CB", {"idx": None}, ("field 'idx': None",)), ("CB", {"idx": 1.5}, ("field 'idx': 1.5",)),
-    ("CB", {"idx": True}, ("field 'idx': True",)), ("WSC", {"target": None}, ("field 'span1_index' missing",)),
-    ("WSC", {"target": {"span1_index": None}}, ("field 'span1_index' missing",)),
-    ("WiC", {"start1": 1.5}, ("field 'start1': 1.5", "whole number")), ("WiC", {"start1": -1}, ("fields start1, end1: -1..",)),
-    ("WiC", {"start1": True}, ("field 'start1': True",)), ("BoolQ", {"label": "yes"}, ("label 'yes'",)),
-    ("COPA", {"label": 1.5}, ("label 1.5",)),
-], ids=spell)
+@pytest.mark.parametrize(
+    "task, changes, expected",
+    [
+        ("CB", {"label": float("nan")}, ("label nan",)),
+        ("CB", {"premise": None}, ("field 'premise' missing",)),
+        ("CB", {"premise": ["a"]}, ("field 'premise': ['a']",)),
+        ("CB", {"premise": True}, ("field 'premise': True",)),
+        ("CB", {"idx": None}, ("field 'idx': None",)),
+        ("CB", {"idx": 1.5}, ("field 'idx': 1.5",)),
+        ("CB", {"idx": True}, ("field 'idx': True",)),
+        ("WSC", {"target": None}, ("field 'span1_index' missing",)),
+        ("WSC", {"target": {"span1_index": None}}, ("field 'span1_index' missing",)),
+        ("WiC", {"start1": 1.5}, ("field 'start1': 1.5", "whole number")),
+        ("WiC", {"start1": -1}, ("fields start1, end1: -1..",)),
+        ("WiC", {"start1": True}, ("field 'start1': True",)),
+        ("BoolQ", {"label": "yes"}, ("label 'yes'",)),
+        ("COPA", {"label": 1.5}, ("label 1.5",)),
+    ],
+    ids=spell,
+)
 def test_odd_rows_that_are_not(task, changes, expected, command, capsys, data):
     replace_row(data / task / "train.jsonl", 6, **changes)
     refused(command, capsys, f"{data}/{task}/train.jsonl:7: ", *expected, task=task, data_dir=data)
@@ -292,23 +378,37 @@ def rewrite(path, change):
     path.write_bytes(change(path.read_bytes()))
 
 
-@pytest.mark.parametrize("change", [lambda text: text.replace(b"\n", b"\r\n"), lambda text: b"\xef\xbb\xbf" + text,
-                                    lambda text: text.replace(b"\n", b"\n\n"), lambda text: text.rstrip(b"\n")],
-                         ids=("CRLF", "byte-order mark", "empty lines", "no newline at the end"))
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace(b"\n", b"\r\n"),
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: text.replace(b"\n", b"\n\n"),
+        lambda text: text.rstrip(b"\n"),
+    ],
+    ids=("CRLF", "byte-order mark", "empty lines", "no newline at the end"),
+)
 def test_odd_files_that_are_read(change, command, capsys, data):
     before = handled(command, capsys, data_dir=data, tasks=["CB"], folder="before")
     rewrite(data / "CB" / "train.jsonl", change)
     after = handled(command, capsys, data_dir=data, tasks=["CB"])
-    assert [line for line in before.splitlines() if "sha256" in line] == [line for line in after.splitlines() if "sha256" in line]
+    assert [line for line in before.splitlines() if "sha256" in line] == [
+        line for line in after.splitlines() if "sha256" in line
+    ]
 
 
-@pytest.mark.parametrize("change, expected", [
-    (lambda text: text.decode().encode("utf-16"), ("train.jsonl:1", "not UTF-8")),
-    (lambda text: text[:-1].replace(b"the", b"th\xe9", 1), ("not UTF-8",)),
-    (lambda text: text[:len(text) // 2], ("not JSON",)), (lambda text: b"PK\x03\x04" + text, ("train.jsonl:1", "not JSON")),
-    (lambda text: b"[" + text.replace(b"\n", b",\n").rstrip(b",\n") + b"]", ("not JSON",)),
-    (lambda text: text.splitlines(True)[0], ("val_dataloader_size", "0 quiz examples")),
-], ids=("UTF-16", "Latin-1", "cut in the middle", "a zip file", "one JSON list", "one example"))
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (lambda text: text.decode().encode("utf-16"), ("train.jsonl:1", "not UTF-8")),
+        (lambda text: text[:-1].replace(b"the", b"th\xe9", 1), ("not UTF-8",)),
+        (lambda text: text[: len(text) // 2], ("not JSON",)),
+        (lambda text: b"PK\x03\x04" + text, ("train.jsonl:1", "not JSON")),
+        (lambda text: b"[" + text.replace(b"\n", b",\n").rstrip(b",\n") + b"]", ("not JSON",)),
+        (lambda text: text.splitlines(True)[0], ("val_dataloader_size", "0 quiz examples")),
+    ],
+    ids=("UTF-16", "Latin-1", "cut in the middle", "a zip file", "one JSON list", "one example"),
+)
 def test_odd_files_that_are_not(change, expected, command, capsys, data):
     rewrite(data / "CB" / "train.jsonl", change)
     refused(command, capsys, *expected, data_dir=data, tasks=["CB"])
@@ -317,8 +417,16 @@ def test_odd_files_that_are_not(change, expected, command, capsys, data):
 def test_labels_that_do_not_occur(command, capsys, data):
     """One class alone in train, two others in dev: it is said, and the run goes on."""
     rows = read_lines(data / "CB" / "train.jsonl")
-    (data / "CB" / "train.jsonl").write_text("".join(json.dumps({**row, "label": "neutral"}) + "\n" for row in rows))
-    handled(command, capsys, "CB/train: no example with label entailment, contradiction", data_dir=data, tasks=["CB"])
+    (data / "CB" / "train.jsonl").write_text(
+        "".join(json.dumps({**row, "label": "neutral"}) + "\n" for row in rows)
+    )
+    handled(
+        command,
+        capsys,
+        "CB/train: no example with label entailment, contradiction",
+        data_dir=data,
+        tasks=["CB"],
+    )
 
 
 def test_paths_do_not_lead_outside(command, capsys, tmp_path, encoders):
@@ -327,7 +435,14 @@ def test_paths_do_not_lead_outside(command, capsys, tmp_path, encoders):
     (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
     names = dict.fromkeys(load_file(tmp_path / "elsewhere.safetensors"), "../elsewhere.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
-    refused(command, capsys, f"--teacher_model {folder}", "../elsewhere.safetensors", "outside", teacher_model=folder)
+    refused(
+        command,
+        capsys,
+        f"--teacher_model {folder}",
+        "../elsewhere.safetensors",
+        "outside",
+        teacher_model=folder,
+    )
     folder = shutil.copytree(encoders["bert"], tmp_path / "code")
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
@@ -341,4 +456,6 @@ def test_sizes_that_do_not_fit_are_said_first(command, capsys, monkeypatch):
     monkeypatch.setattr("run_folder.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     monkeypatch.setattr("run_folder.available_memory", lambda device: 2000)
     out = handled(command, capsys, "warning: about", "MiB of disk")
-    assert out.index("MiB of memory") < out.index("teacher: computing") and out.index("MiB of disk") < out.index("teacher: computing")
+    assert out.index("MiB of memory") < out.index("teacher: computing") and out.index(
+        "MiB of disk"
+    ) < out.index("teacher: computing")

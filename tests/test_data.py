@@ -6,11 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT, TASK_NAMES, read_lines
 from transformers import AutoTokenizer
 
-from conftest import ROOT, TASK_NAMES, read_lines
-from data_utils import (TASKS, Draws, InputError, batches_by_length, build_examples, encode_split, find_task, load_task, locate_span,
-                        read_task, split_train_quiz)
+from bookkeeping.errors import InputError
+from data_utils import (
+    RandomStreams,
+    batches_by_length,
+    build_examples,
+    encode_split,
+    load_task,
+    read_task,
+    split_train_quiz,
+)
+from tasks import TASKS, find_task, locate_span
 
 
 def pairs_of(task, **fields):
@@ -18,7 +27,7 @@ def pairs_of(task, **fields):
     return TASKS[task].build(fields, notes), notes
 
 
-# --- inputs ------------------------------------------------------------------------------------------------------------
+# --- inputs -------------------------------------------------------------------------------------------------
 
 def test_inputs_of_the_paper_protocol():
     assert pairs_of("CB", premise="P.", hypothesis="H.")[0] == [("P.", "H.")]
@@ -27,9 +36,17 @@ def test_inputs_of_the_paper_protocol():
         ("It fell. What was the cause?", "A."), ("It fell. What was the cause?", "B.")]
     assert pairs_of("COPA", premise="It fell.", choice1="A.", choice2="B.", question="effect")[0][1] == (
         "It fell. What happened as a result?", "B.")
-    assert pairs_of("WiC", word="bank", sentence1="A bank.", sentence2="Banks fail.", start1=2, end1=6, start2=0, end2=5)[0] == [
-        ("bank: A * bank *.", "* Banks * fail.")]
-    pairs, notes = pairs_of("WSC", text="Mark told Pete that he lied.", span1_index=0, span1_text="Mark", span2_index=4, span2_text="he")
+    assert pairs_of(
+        "WiC", word="bank", sentence1="A bank.", sentence2="Banks fail.", start1=2, end1=6, start2=0, end2=5
+    )[0] == [("bank: A * bank *.", "* Banks * fail.")]
+    pairs, notes = pairs_of(
+        "WSC",
+        text="Mark told Pete that he lied.",
+        span1_index=0,
+        span1_text="Mark",
+        span2_index=4,
+        span2_text="he",
+    )
     assert pairs == [("* Mark * told Pete that # he # lied.", "Mark")] and notes == {"exact": 2}
 
 
@@ -40,7 +57,8 @@ def test_inputs_of_the_paper_protocol():
     ("The ball was John's", 3, "John", "John", "loose"),                # a possessive
     ("the wide \n road ends", 1, "wide road", "wide \n road", "exact"),  # white space in the text ...
     ("the wide road ends", 1, "wide\nroad", "wide road", "loose"),      # ... and in the span
-    ("it is here and it is there", 3, "it", "it", "moved"),             # off by one: the nearest place, here the second
+    # off by one: the nearest place, here the second
+    ("it is here and it is there", 3, "it", "it", "moved"),
     ("the cats met the cat", 3, "the tom", "the", "absent"),
     ("so said them all", 1, "said.", "said", "loose"),
 ])
@@ -52,14 +70,21 @@ def test_wsc_spans_are_found_where_the_index_misses(text, index, span, expected,
 
 
 @pytest.mark.parametrize("noun, pronoun, expected", [
-    ((2, "their mothers"), (2, "their"), "they love * # their # mothers *"),     # the pronoun in the noun, at its start,
+    # the pronoun in the noun, at its start,
+    ((2, "their mothers"), (2, "their"), "they love * # their # mothers *"),
     ((2, "their mothers"), (3, "mothers"), "they love * their # mothers # *"),   # at its end,
     ((1, "love their mothers"), (2, "their"), "they * love # their # mothers *"),
     ((3, "mothers"), (2, "their"), "they love # their # * mothers *"),           # side by side
 ])
 def test_wsc_spans_in_each_other(noun, pronoun, expected):
-    pairs, _ = pairs_of("WSC", text="they love their mothers", span1_index=noun[0], span1_text=noun[1], span2_index=pronoun[0],
-                        span2_text=pronoun[1])
+    pairs, _ = pairs_of(
+        "WSC",
+        text="they love their mothers",
+        span1_index=noun[0],
+        span1_text=noun[1],
+        span2_index=pronoun[0],
+        span2_text=pronoun[1],
+    )
     assert pairs == [(expected, noun[1])]
 
 
@@ -69,14 +94,17 @@ def test_wsc_span_never_inside_a_word():
     assert locate_span("a cat", 9, "cat") == (2, 5, "moved")  # an index behind the text's end, the span in it
 
 
-# --- the three layouts ---------------------------------------------------------------------------------------------------
+# --- the three layouts --------------------------------------------------------------------------------------
 
 def as_tsv(path, task, rows, labelled=True):
     """Rows of the official layout in the released code's."""
     out = ["\t".join(["idx", *task.fields, "label"][:None if labelled else -1])]
     for row in rows:
         flat = {**row, **row.get("target", {})}
-        out.append("\t".join(str(flat[name]) for name in ("idx", *task.fields)) + (f"\t{row['label']}" if labelled else ""))
+        out.append(
+            "\t".join(str(flat[name]) for name in ("idx", *task.fields))
+            + (f"\t{row['label']}" if labelled else "")
+        )
     path.write_text("\n".join(out) + "\n")
 
 
@@ -85,11 +113,15 @@ def test_both_layouts_give_the_same_examples(name, data_dir, tmp_path):
     task, folder = TASKS[name], tmp_path / name.upper()
     folder.mkdir()
     for source, target in (("train", "train"), ("val", "dev"), ("test", "test")):
-        as_tsv(folder / f"{target}.tsv", task, read_lines(data_dir / name / f"{source}.jsonl"), source != "test")
+        as_tsv(
+            folder / f"{target}.tsv", task, read_lines(data_dir / name / f"{source}.jsonl"), source != "test"
+        )
     parts = ("train", "dev", "test")
     official, released = read_task(task, data_dir, parts), read_task(task, tmp_path, parts)
     for part in parts:
-        assert [(e.idx, e.pairs, e.label) for e in official[part]] == [(e.idx, e.pairs, e.label) for e in released[part]]
+        assert [(e.idx, e.pairs, e.label) for e in official[part]] == [
+            (e.idx, e.pairs, e.label) for e in released[part]
+        ]
     assert {e.label for e in official["test"]} == {-1}
 
 
@@ -97,10 +129,21 @@ def test_held_tsv_is_the_quiz_split(tmp_path, encoders):
     (tmp_path / "rte").mkdir()
     row = "{}\tA \"quote\" stays.\tB\tentailment"
     for part, numbers in (("train", range(8)), ("held", range(8, 12)), ("dev", range(3))):
-        (tmp_path / "rte" / f"{part}.tsv").write_text("id\tp\th\tl\n" + "".join(row.format(n) + "\n" for n in numbers))
+        (tmp_path / "rte" / f"{part}.tsv").write_text(
+            "id\tp\th\tl\n" + "".join(row.format(n) + "\n" for n in numbers)
+        )
     splits = load_task(TASKS["RTE"], tmp_path, AutoTokenizer.from_pretrained(encoders["bert"]), 64, 42, 4)
-    assert splits["quiz"].idx == [8, 9, 10, 11] and splits["train"].idx == list(range(8)) and "test" not in splits
-    assert build_examples(TASKS["RTE"], [("w", {"idx": 1, "premise": 'A "quote"', "hypothesis": "B"})], "w")[0].pairs[0][0] == 'A "quote"'
+    assert (
+        splits["quiz"].idx == [8, 9, 10, 11]
+        and splits["train"].idx == list(range(8))
+        and "test" not in splits
+    )
+    assert (
+        build_examples(TASKS["RTE"], [("w", {"idx": 1, "premise": 'A "quote"', "hypothesis": "B"})], "w")[
+            0
+        ].pairs[0][0]
+        == 'A "quote"'
+    )
 
 
 def write_hub_cache(cache, rows):
@@ -117,20 +160,32 @@ def write_hub_cache(cache, rows):
         for row in part:
             writer.write({**row, "label": TASKS["CB"].labels.index(row["label"]) if "label" in row else -1})
         examples, size = writer.finalize()
-        splits.append({"name": name, "num_examples": examples, "num_bytes": size, "dataset_name": "super_glue"})
-    DatasetInfo(features=features, splits=splits, builder_name="parquet", dataset_name="super_glue", config_name="cb",
-                version="0.0.0").write_to_directory(str(folder))
+        splits.append(
+            {"name": name, "num_examples": examples, "num_bytes": size, "dataset_name": "super_glue"}
+        )
+    DatasetInfo(
+        features=features,
+        splits=splits,
+        builder_name="parquet",
+        dataset_name="super_glue",
+        config_name="cb",
+        version="0.0.0",
+    ).write_to_directory(str(folder))
 
 
 def test_hub_layout_from_the_offline_cache(tmp_path, data_dir, monkeypatch):
     import datasets.config
     names = {"train": "train", "validation": "val", "test": "test"}
-    write_hub_cache(tmp_path, {hub: read_lines(data_dir / "CB" / f"{official}.jsonl") for hub, official in names.items()})
+    write_hub_cache(
+        tmp_path, {hub: read_lines(data_dir / "CB" / f"{official}.jsonl") for hub, official in names.items()}
+    )
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     hub, official = (read_task(TASKS["CB"], source, ("train", "dev", "test")) for source in ("hub", data_dir))
     for part in official:
-        assert [(e.idx, e.pairs, e.label) for e in hub[part]] == [(e.idx, e.pairs, e.label) for e in official[part]]
+        assert [(e.idx, e.pairs, e.label) for e in hub[part]] == [
+            (e.idx, e.pairs, e.label) for e in official[part]
+        ]
     with pytest.raises(InputError, match="--data_dir hub: aps/super_glue rte could not be loaded"):
         read_task(TASKS["RTE"], "hub", ("train",))
 
@@ -146,7 +201,7 @@ def test_task_names_in_any_case():
     assert find_task("boolq").name == "BoolQ" and find_task("WIC").name == "WiC"
 
 
-# --- train and quiz ------------------------------------------------------------------------------------------------------
+# --- train and quiz -----------------------------------------------------------------------------------------
 
 def test_split_is_stratified_nine_to_one_and_independent_of_order():
     labels = [0] * 95 + [1] * 45 + [2] * 10
@@ -169,7 +224,7 @@ def test_split_checksums_are_the_same_everywhere(encoders):
     assert torch.bincount(splits["quiz"].labels).tolist() == [6, 5, 5]
 
 
-# --- tokens and batches --------------------------------------------------------------------------------------------------
+# --- tokens and batches -------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("kind", ("bert", "mpnet", "deberta", "distilbert"))
 def test_batches_equal_the_tokenizer(kind, encoders, data_dir):
@@ -177,10 +232,18 @@ def test_batches_equal_the_tokenizer(kind, encoders, data_dir):
     examples = read_task(TASKS["COPA"], data_dir, ("train",))["train"]
     split = encode_split(TASKS["COPA"], "train", examples, tokenizer, 16)
     pairs = [pair for n in (3, 0, 7) for pair in examples[n].pairs]
-    expected = tokenizer([a for a, _ in pairs], [b for _, b in pairs], truncation="longest_first", max_length=16, padding=True,
-                         return_tensors="pt")
+    expected = tokenizer(
+        [a for a, _ in pairs],
+        [b for _, b in pairs],
+        truncation="longest_first",
+        max_length=16,
+        padding=True,
+        return_tensors="pt",
+    )
     batch = split.batch(np.array([3, 0, 7]))
-    assert torch.equal(batch.input_ids, expected["input_ids"]) and torch.equal(batch.attention_mask, expected["attention_mask"])
+    assert torch.equal(batch.input_ids, expected["input_ids"]) and torch.equal(
+        batch.attention_mask, expected["attention_mask"]
+    )
     if "token_type_ids" in expected:
         assert torch.equal(batch.token_type_ids, expected["token_type_ids"])
     assert batch.labels.tolist() == [examples[n].label for n in (3, 0, 7)]
@@ -188,31 +251,50 @@ def test_batches_equal_the_tokenizer(kind, encoders, data_dir):
 
 def test_truncated_examples_are_counted(encoders):
     tokenizer = AutoTokenizer.from_pretrained(encoders["bert"])
-    rows = [{"idx": n, "premise": "the " * (10 if n else 60), "hypothesis": "the", "label": "neutral"} for n in range(3)]
-    split = encode_split(TASKS["CB"], "dev", build_examples(TASKS["CB"], [("w", row) for row in rows], "w"), tokenizer, 32)
+    rows = [
+        {"idx": n, "premise": "the " * (10 if n else 60), "hypothesis": "the", "label": "neutral"}
+        for n in range(3)
+    ]
+    split = encode_split(
+        TASKS["CB"], "dev", build_examples(TASKS["CB"], [("w", row) for row in rows], "w"), tokenizer, 32
+    )
     assert split.truncated == 1 and split.lengths().tolist() == [32, 14, 14]
 
 
 def test_orders_cover_everything_once():
-    batches = Draws(1, "phase", "own_generators").batches(10, 4, "order")
+    batches = RandomStreams(1, "phase", "own_generators").batches(10, 4, "order")
     assert [len(b) for b in batches] == [4, 4, 2] and sorted(np.concatenate(batches)) == list(range(10))
-    same = Draws(1, "phase", "own_generators")
-    same.batches(10, 4, "another purpose")                                  # other purposes and phases do not interfere
-    same, other = same.batches(10, 4, "order"), Draws(1, "another phase", "own_generators").batches(10, 4, "order")
+    same = RandomStreams(1, "phase", "own_generators")
+    # other purposes and phases do not interfere
+    same.batches(10, 4, "another purpose")
+    same, other = same.batches(10, 4, "order"), RandomStreams(1, "another phase", "own_generators").batches(
+        10, 4, "order"
+    )
     assert np.array_equal(np.concatenate(batches), np.concatenate(same))
     assert not np.array_equal(np.concatenate(batches), np.concatenate(other))
 
 
 def test_batches_by_length_cover_everything_once(encoders, data_dir):
-    split = load_task(TASKS["CB"], data_dir, AutoTokenizer.from_pretrained(encoders["bert"]), 64, 42, 4, ("dev",))["dev"]
+    split = load_task(
+        TASKS["CB"], data_dir, AutoTokenizer.from_pretrained(encoders["bert"]), 64, 42, 4, ("dev",)
+    )["dev"]
     batches = batches_by_length(split, 4)
     lengths = split.lengths()[np.concatenate(batches)]
     assert sorted(np.concatenate(batches)) == list(range(len(split))) and (np.diff(lengths) <= 0).all()
 
 
-@pytest.mark.skipif("MPDISTIL_DATA_DIR" not in __import__("os").environ, reason="set MPDISTIL_DATA_DIR to the official SuperGLUE files")
+@pytest.mark.skipif(
+    "MPDISTIL_DATA_DIR" not in __import__("os").environ,
+    reason="set MPDISTIL_DATA_DIR to the official SuperGLUE files",
+)
 def test_official_files_have_their_official_sizes():
-    sizes = {"CB": (250, 56, 250), "COPA": (400, 100, 500), "RTE": (2490, 277, 3000), "WiC": (5428, 638, 1400), "WSC": (554, 104, 146)}
+    sizes = {
+        "CB": (250, 56, 250),
+        "COPA": (400, 100, 500),
+        "RTE": (2490, 277, 3000),
+        "WiC": (5428, 638, 1400),
+        "WSC": (554, 104, 146),
+    }
     data = Path(__import__("os").environ["MPDISTIL_DATA_DIR"])
     for name, expected in sizes.items():
         read = read_task(TASKS[name], data, ("train", "dev", "test"))

@@ -5,13 +5,23 @@ import numpy as np
 import pytest
 import torch
 
-from curriculum import (advantages_of, binary_reward, curriculum_state, discounted_returns, entropy, policy_loss, real_reward,
-                        student_loss)
-from meta_policy import (collaborative_loss, competitive_loss, distillation_loss, pkd_loss, soft_loss, true_class_probability)
+from curriculum import (
+    advantages_of,
+    binary_reward,
+    curriculum_state,
+    discounted_returns,
+    entropy,
+    policy_loss,
+    real_reward,
+    student_loss,
+)
+from meta_policy import collaborative_loss, competitive_loss, distillation_loss, pkd_loss
+from tasks import soft_loss, true_class_probability
 
 LABELS = torch.tensor([0, 1, 1])
 EVEN = torch.zeros(3, 2, dtype=torch.float64)
-SURE = torch.tensor([[math.log(3), 0.0], [0.0, math.log(3)], [0.0, math.log(3)]], dtype=torch.float64)  # p(y) = 3/4
+# p(y) = 3/4
+SURE = torch.tensor([[math.log(3), 0.0], [0.0, math.log(3)], [0.0, math.log(3)]], dtype=torch.float64)
 
 
 def close(value, expected):
@@ -23,7 +33,8 @@ def test_true_class_probability():
 
 
 def test_soft_loss_by_hand():
-    # at temperature t, logits t * log 3 against 0: softmax (3/4, 1/4) against (1/2, 1/2); squares 1/16 each, times t^2
+    # at temperature t, logits t * log 3 against 0: softmax (3/4, 1/4) against (1/2, 1/2); squares 1/16 each,
+    # times t^2
     for t in (1.0, 5.0):
         close(soft_loss(t * SURE, EVEN, t), t * t / 16)
     close(soft_loss(SURE, SURE, 5.0), 0)
@@ -32,7 +43,8 @@ def test_soft_loss_by_hand():
 
 
 def test_pkd_loss_by_hand():
-    student = torch.tensor([[[3.0, 4.0]], [[1.0, 0.0]]], dtype=torch.float64)   # (2 layers, 1 example, 2): normalised (.6, .8), (1, 0)
+    # (2 layers, 1 example, 2): normalised (.6, .8), (1, 0)
+    student = torch.tensor([[[3.0, 4.0]], [[1.0, 0.0]]], dtype=torch.float64)
     teacher = torch.tensor([[[4.0, 3.0]], [[0.0, 2.0]]], dtype=torch.float64)   # normalised (.8, .6), (0, 1)
     close(pkd_loss(student, teacher), (0.04 + 0.04 + 1 + 1) / 4)
     close(pkd_loss(student, 9 * student), 0)                                   # length does not matter
@@ -40,14 +52,19 @@ def test_pkd_loss_by_hand():
 
 
 def test_distillation_loss_by_hand():
-    close(distillation_loss(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(0.01), 0.25, 100.0), 0.5 + 2.25 + 1)
-    close(distillation_loss(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(5.0), 0.0, 0.0), 3)  # undistilled: CE alone
+    close(
+        distillation_loss(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(0.01), 0.25, 100.0),
+        0.5 + 2.25 + 1,
+    )
+    # undistilled: CE alone
+    close(distillation_loss(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(5.0), 0.0, 0.0), 3)
 
 
 def test_meta_losses_by_hand():
     close(collaborative_loss(SURE, EVEN, LABELS), 0.5 * math.log(4 / 3) + 0.5 * math.log(2))
     close(competitive_loss(SURE, EVEN, LABELS), math.log(4 / 3) - 0.75 + 0.5)
-    close(competitive_loss(SURE, SURE, LABELS), math.log(4 / 3))                # equal inputs: the probabilities cancel
+    # equal inputs: the probabilities cancel
+    close(competitive_loss(SURE, SURE, LABELS), math.log(4 / 3))
 
 
 def test_student_loss_by_hand():
@@ -79,9 +96,14 @@ def test_released_advantages_are_rounded_as_numpy_rounds():
     rng = np.random.default_rng(0)
     for steps in (3, 5, 12, 62, 107):
         rewards = (rng.normal(size=steps) / 24).astype(np.float32)
-        weighted = np.array([reward * np.float32(0.99 ** step) for step, reward in enumerate(rewards)], dtype=np.float32)
+        weighted = np.array(
+            [reward * np.float32(0.99**step) for step, reward in enumerate(rewards)], dtype=np.float32
+        )
         returns = weighted[::-1].cumsum()[::-1]
-        assert advantages_of(torch.from_numpy(rewards), discount_from="episode_start").tolist() == (returns - returns.mean()).tolist()
+        assert (
+            advantages_of(torch.from_numpy(rewards), discount_from="episode_start").tolist()
+            == (returns - returns.mean()).tolist()
+        )
 
 
 def test_policy_loss_by_hand():
@@ -121,10 +143,32 @@ def test_gradients_against_finite_differences():
     assert check(pkd_loss, (s, t))
     assert check(lambda x, y: collaborative_loss(x, y, labels), (a, b))
     assert check(lambda x, y: competitive_loss(x, y, labels), (a, b))
-    assert check(lambda x: student_loss(torch.nn.functional.cross_entropy(x, labels), true_class_probability(x, labels),
-                                        torch.full((3,), 0.3, dtype=torch.float64)), a)
-    assert check(lambda x, y, z: distillation_loss(soft_loss(x, y, 5.0), torch.nn.functional.cross_entropy(y, labels),
-                                                   pkd_loss(z, t.detach()), 0.5, 100.0), (a, b, s))
-    assert check(lambda x: policy_loss(torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64), x.log_softmax(-1)[range(3), [1, 0, 2]]), a)
+    assert check(
+        lambda x: student_loss(
+            torch.nn.functional.cross_entropy(x, labels),
+            true_class_probability(x, labels),
+            torch.full((3,), 0.3, dtype=torch.float64),
+        ),
+        a,
+    )
+    assert check(
+        lambda x, y, z: distillation_loss(
+            soft_loss(x, y, 5.0),
+            torch.nn.functional.cross_entropy(y, labels),
+            pkd_loss(z, t.detach()),
+            0.5,
+            100.0,
+        ),
+        (a, b, s),
+    )
+    assert check(
+        lambda x: policy_loss(
+            torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64), x.log_softmax(-1)[range(3), [1, 0, 2]]
+        ),
+        a,
+    )
     predictor = torch.nn.Linear(4, 1, dtype=torch.float64)
-    assert check(lambda weight: curriculum_state(predictor, weight), torch.randn(4, 4, dtype=torch.float64, requires_grad=True))
+    assert check(
+        lambda weight: curriculum_state(predictor, weight),
+        torch.randn(4, 4, dtype=torch.float64, requires_grad=True),
+    )

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from data_utils import TASKS, InputError
-from meta_policy import TrainingError, apply_gradients, backward, make_optimizer, mean_figures
+from bookkeeping.errors import InputError, TrainingError
+from meta_policy import apply_gradients, backward, make_optimizer, mean_figures
 from metrics import Best, read_predictions, score, write_predictions
+from tasks import TASKS
 
 
 def test_score_by_hand():
@@ -28,8 +29,17 @@ def test_first_best_is_kept_and_comes_back():
     assert module.weight.item() == 2
 
 
-@pytest.mark.parametrize("name, written", [("CB", '"contradiction"'), ("RTE", '"not_entailment"'), ("BoolQ", '"true"'), ("WiC", '"true"'),
-                                           ("WSC", '"True"'), ("COPA", "1")])
+@pytest.mark.parametrize(
+    "name, written",
+    [
+        ("CB", '"contradiction"'),
+        ("RTE", '"not_entailment"'),
+        ("BoolQ", '"true"'),
+        ("WiC", '"true"'),
+        ("WSC", '"True"'),
+        ("COPA", "1"),
+    ],
+)
 def test_prediction_files_are_the_leaderboards(name, written, tmp_path):
     path = tmp_path / "a" / "x.jsonl"
     write_predictions(path, TASKS[name], [5, 9], [0, 1])

@@ -1,4 +1,5 @@
-"""A run that is ended at any moment goes on from there and leaves the same; locks, signals, full disks, damaged files."""
+"""A run that is ended at any moment goes on from there and leaves the same; locks, signals, full disks,
+damaged files."""
 import errno
 import json
 import os
@@ -9,25 +10,30 @@ import threading
 from unittest.mock import MagicMock
 
 import pytest
+import resume
+import run_folder
 import torch
+from conftest import ROOT, read_lines
 from filelock import FileLock
+from kill_test import compare, content
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 import curriculum
 import meta_policy
-import resume
-import run_folder
-from conftest import ROOT, read_lines
-from resume import NoSaver, Saver
+from bookkeeping.states import NoSaver, Saver
 
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from kill_test import compare, content  # noqa: E402
-
-SMALL = {"tasks": ["CB", "COPA"], "epochs": 2, "meta_epochs": 2, "teacher_epochs": 2, "num_episodes": 3, "save_seconds": 0,
-         "train_dataloader_size": 6, "val_dataloader_size": 3}
+SMALL = {
+    "tasks": ["CB", "COPA"],
+    "epochs": 2,
+    "meta_epochs": 2,
+    "teacher_epochs": 2,
+    "num_episodes": 3,
+    "save_seconds": 0,
+    "train_dataloader_size": 6,
+    "val_dataloader_size": 3,
+}
 
 
 class Killed(BaseException):
@@ -35,8 +41,8 @@ class Killed(BaseException):
 
 
 def run_killed(command, monkeypatch, every, folder, flags):
-    """Give the command until it is done, ending it at every `every`-th place where it may save, before, while or after it does. Returns
-    the number of kills."""
+    """Give the command until it is done, ending it at every `every`-th place where it may save, before, while
+    or after it does. Returns the number of kills."""
     calls, kills, consider, replace = [0], 0, Saver.consider, os.replace
 
     def dying(self, collect, at_end=False):
@@ -44,7 +50,11 @@ def run_killed(command, monkeypatch, every, folder, flags):
         if calls[0] % every == 0 and calls[0] % 3 == 0:
             raise Killed
         if calls[0] % every == 0 and calls[0] % 3 == 1:  # between the two files of a state
-            monkeypatch.setattr(os, "replace", lambda old, new: replace(old, new) if str(new).endswith(".safetensors") else kill())
+            monkeypatch.setattr(
+                os,
+                "replace",
+                lambda old, new: replace(old, new) if str(new).endswith(".safetensors") else kill(),
+            )
         consider(self, collect, at_end)
         if calls[0] % every == 0:
             raise Killed
@@ -64,12 +74,24 @@ def run_killed(command, monkeypatch, every, folder, flags):
             monkeypatch.setattr(os, "replace", replace)
 
 
-@pytest.mark.parametrize("flags", [
-    {"kd_200": True}, {"use_comp_loss": True, "reward_function": "real", "undistilled": True, "select_on": "quiz"},
-    {"protocol": "released", "kd_200": True},
-    {"set": ["state_gradient=attached", "credit=next_step", "zero_grad=zeros"]}, {"curriculum": "uniform", "set": ["quiz_batches=fixed"]},
-    {"set": ["student_update=each_episode", "data_order=global_generator", "reward_weights=before_episode"]},
-], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"kd_200": True},
+        {"use_comp_loss": True, "reward_function": "real", "undistilled": True, "select_on": "quiz"},
+        {"protocol": "released", "kd_200": True},
+        {"set": ["state_gradient=attached", "credit=next_step", "zero_grad=zeros"]},
+        {"curriculum": "uniform", "set": ["quiz_batches=fixed"]},
+        {
+            "set": [
+                "student_update=each_episode",
+                "data_order=global_generator",
+                "reward_weights=before_episode",
+            ]
+        },
+    ],
+    ids=str,
+)
 def test_a_killed_run_leaves_the_same(flags, command, monkeypatch):
     flags = {**SMALL, **flags}
     code, whole = command(folder="whole/run", **flags)
@@ -81,12 +103,33 @@ def test_a_killed_run_leaves_the_same(flags, command, monkeypatch):
 
 def test_a_process_that_is_killed_for_good(encoders, data_dir, tmp_path):
     """The short form of scripts/kill_test.py, SIGKILL and all."""
-    flags = {"kills": 2, "longest": 0.7, "work": tmp_path / "work", **SMALL, "task": "CB", "data_dir": data_dir,
-             "teacher_model": encoders["bert"], "nlayers": 2, "max_seq_length": 64, "device": "cpu"}
-    words = [word for name, value in flags.items() for word in (f"--{name}", *(value if isinstance(value, list) else [str(value)]))]
-    done = subprocess.run([sys.executable, "scripts/kill_test.py", *words], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0 and ", 0 differences" in done.stdout and done.stdout.startswith("kill 1"), done.stdout + done.stderr
+    flags = {
+        "kills": 2,
+        "longest": 0.7,
+        "work": tmp_path / "work",
+        **SMALL,
+        "task": "CB",
+        "data_dir": data_dir,
+        "teacher_model": encoders["bert"],
+        "nlayers": 2,
+        "max_seq_length": 64,
+        "device": "cpu",
+    }
+    words = [
+        word
+        for name, value in flags.items()
+        for word in (f"--{name}", *(value if isinstance(value, list) else [str(value)]))
+    ]
+    done = subprocess.run(
+        [sys.executable, "scripts/kill_test.py", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0 and ", 0 differences" in done.stdout and done.stdout.startswith("kill 1"), (
+        done.stdout + done.stderr
+    )
 
 
 @pytest.mark.parametrize("signum", resume.STOP_SIGNALS)
@@ -124,7 +167,8 @@ def stop_in_phase_4(command, monkeypatch, **flags):
         patched.setattr(Saver, "consider", dying)
         with pytest.raises(Killed):
             command(**{**SMALL, **flags})
-    return command(**{**SMALL, **flags, "stop_after": "teacher", "epochs": 3})[1]  # refused: only for its folder
+    # refused: only for its folder
+    return command(**{**SMALL, **flags, "stop_after": "teacher", "epochs": 3})[1]
 
 
 def test_a_state_that_was_altered_is_refused_and_kept(command, monkeypatch, capsys):
@@ -169,8 +213,16 @@ def test_a_run_that_was_ended_while_it_wrote_its_first_file(command, tmp_path):
     assert command(stop_after="teacher")[0] == 0 and not list((tmp_path / "run").glob("*.part*"))
 
 
-@pytest.mark.parametrize("name", ("phases/*/phase.json", "phases/*/predictions/*.json", "phases/*/outputs/*.json", "run/result.json",
-                                  "run/args.json"))
+@pytest.mark.parametrize(
+    "name",
+    (
+        "phases/*/phase.json",
+        "phases/*/predictions/*.json",
+        "phases/*/outputs/*.json",
+        "run/result.json",
+        "run/args.json",
+    ),
+)
 @pytest.mark.parametrize("text", ("{}", "[]", "{", None))
 def test_records_that_were_altered_are_refused(name, text, command, capsys):
     code, folder = command(stop_after="teacher", folder="r/run")
@@ -187,10 +239,17 @@ def test_records_that_were_altered_are_refused(name, text, command, capsys):
 
 def test_a_disk_that_is_full_while_an_artefact_is_saved(command, monkeypatch, capsys):
     """safetensors has an exception of its own for it."""
-    monkeypatch.setattr("models.save_file", MagicMock(side_effect=SafetensorError("Error while serializing: No space left on device")))
+    monkeypatch.setattr(
+        "models.save_file",
+        MagicMock(side_effect=SafetensorError("Error while serializing: No space left on device")),
+    )
     assert command()[0] == 1
     message = capsys.readouterr().err
-    assert "No space left on device" in message and "give the same command again" in message and message.count("\n") == 1
+    assert (
+        "No space left on device" in message
+        and "give the same command again" in message
+        and message.count("\n") == 1
+    )
 
 
 def test_events_after_the_saved_point_are_cut(command, monkeypatch):
@@ -199,7 +258,11 @@ def test_events_after_the_saved_point_are_cut(command, monkeypatch):
         with open(folder / f"{name}.jsonl", "a") as file:
             file.write('{"phase": "mpdistil", "episode": 2, "seconds": 1, "half')
     assert command(**SMALL)[0] == 0
-    assert [line["episode"] for line in read_lines(folder / "metrics.jsonl") if "episode" in line] == [1, 2, 3]
+    assert [line["episode"] for line in read_lines(folder / "metrics.jsonl") if "episode" in line] == [
+        1,
+        2,
+        3,
+    ]
     assert [line["episode"] for line in read_lines(folder / "trajectories.jsonl")] == [1, 2, 3]
 
 
@@ -207,7 +270,11 @@ def test_a_state_of_other_code_is_not_used(command, monkeypatch, capsys):
     folder = stop_in_phase_4(command, monkeypatch)
     monkeypatch.setattr(run_folder, "version", lambda package: "0")
     assert command(**SMALL)[0] == 0 and "this phase begins again" in capsys.readouterr().out
-    assert [line["episode"] for line in read_lines(folder / "metrics.jsonl") if "episode" in line] == [1, 2, 3]
+    assert [line["episode"] for line in read_lines(folder / "metrics.jsonl") if "episode" in line] == [
+        1,
+        2,
+        3,
+    ]
 
 
 def test_an_artefact_that_was_altered_is_refused(command, capsys):
@@ -229,23 +296,51 @@ def test_one_run_per_folder(command, capsys, tmp_path):
 def test_two_runs_that_share_phases_compute_each_once(encoders, data_dir, tmp_path):
     """Two processes begun together: one computes, the other says that it waits, then reuses."""
     def begin(name, *more):
-        argv = [sys.executable, str(ROOT / "main_superglue.py"), "--task", "CB", "--data_dir", str(data_dir), "--teacher_model",
-                str(encoders["bert"]), "--nlayers", "2", "--teacher_epochs", "40", "--epochs", "1", "--meta_epochs", "1",
-                "--num_episodes", "1", "--val_dataloader_size", "4", "--max_seq_length", "64", "--output_dir", str(tmp_path / "r" / name),
-                *more]
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        argv = [
+            sys.executable,
+            str(ROOT / "main_superglue.py"),
+            "--task",
+            "CB",
+            "--data_dir",
+            str(data_dir),
+            "--teacher_model",
+            str(encoders["bert"]),
+            "--nlayers",
+            "2",
+            "--teacher_epochs",
+            "40",
+            "--epochs",
+            "1",
+            "--meta_epochs",
+            "1",
+            "--num_episodes",
+            "1",
+            "--val_dataloader_size",
+            "4",
+            "--max_seq_length",
+            "64",
+            "--output_dir",
+            str(tmp_path / "r" / name),
+            *more,
+        ]
+        return subprocess.Popen(
+            argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
 
     both = [begin("a"), begin("b", "--reward_function", "real")]
     said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     reused = [json.loads((tmp_path / "r" / name / "result.json").read_text())["reused"] for name in "ab"]
-    assert sorted(reused[0] + reused[1]) == ["kd", "meta_teacher", "teacher"] and any("waiting for another run" in text for text in said)
+    assert sorted(reused[0] + reused[1]) == ["kd", "meta_teacher", "teacher"] and any(
+        "waiting for another run" in text for text in said
+    )
     assert len(list((tmp_path / "r" / "phases").glob("teacher-*"))) == 1
 
 
 @pytest.mark.parametrize("where", ("state", "artefact"))
 def test_a_full_disk_leaves_the_last_state(where, command, monkeypatch, capsys):
-    """The disk fills up in the kd phase: code 1, one line; with room again the run ends as if nothing had happened."""
+    """The disk fills up in the kd phase: code 1, one line; with room again the run ends as if nothing had
+    happened."""
     command(folder="whole/run", **SMALL)
     calls, sync = [0], resume.sync
 
@@ -260,7 +355,12 @@ def test_a_full_disk_leaves_the_last_state(where, command, monkeypatch, capsys):
     capsys.readouterr()
     code, folder = command(folder="full/run", **SMALL)
     message = capsys.readouterr().err
-    assert code == 1 and "No space left on device" in message and "give the same command again" in message and message.count("\n") == 1
+    assert (
+        code == 1
+        and "No space left on device" in message
+        and "give the same command again" in message
+        and message.count("\n") == 1
+    )
     monkeypatch.setattr(resume, "sync", sync)
     assert command(folder="full/run", **SMALL)[0] == 0 and "going on from" in capsys.readouterr().out
     assert compare(content(folder.parent), content(folder.parents[1] / "whole")) == []
@@ -268,9 +368,13 @@ def test_a_full_disk_leaves_the_last_state(where, command, monkeypatch, capsys):
 
 @pytest.mark.parametrize("phase", ("teacher", "kd", "mpdistil"))
 def test_a_step_that_is_not_finite_stops_with_what_and_where(phase, command, capsys, monkeypatch):
-    """The third step of a phase has a loss that is no number: phase, step, figure, examples and rate are said, and the state
-    from before the step stays and goes on."""
-    module, name = {"teacher": (F, "cross_entropy"), "kd": (meta_policy, "pkd_loss"), "mpdistil": (curriculum, "student_loss")}[phase]
+    """The third step of a phase has a loss that is no number: phase, step, figure, examples and rate are
+    said, and the state from before the step stays and goes on."""
+    module, name = {
+        "teacher": (F, "cross_entropy"),
+        "kd": (meta_policy, "pkd_loss"),
+        "mpdistil": (curriculum, "student_loss"),
+    }[phase]
     calls, function = [0], getattr(module, name)
 
     def third_is_none(*arguments):
@@ -283,7 +387,9 @@ def test_a_step_that_is_not_finite_stops_with_what_and_where(phase, command, cap
         code, folder = command(folder="stopped/run", **SMALL)
     message = capsys.readouterr().err
     place = "episode 2, step 1" if phase == "mpdistil" else "epoch 1, step 3"
-    assert code == 1 and f"phase {phase}, {place}: loss is nan at learning rate" in message and "idx " in message
+    assert (
+        code == 1 and f"phase {phase}, {place}: loss is nan at learning rate" in message and "idx " in message
+    )
     assert message.count("\n") == 1 and list(folder.parent.rglob("state-*.safetensors"))
     assert command(folder="stopped/run", **SMALL)[0] == 0 and "going on from" in capsys.readouterr().out
     assert compare(content(folder.parent), content(folder.parents[1] / "whole")) == []
@@ -294,9 +400,17 @@ def test_a_rate_at_which_the_weights_explode(flags, command, capsys):
     """The state that stays is from before they did."""
     code, folder = command(**{**SMALL, **flags})
     message = capsys.readouterr().err
-    assert code == 1 and "not finite" in message and "learning rate 1e+38" in message and "idx " in message and message.count("\n") == 1
+    assert (
+        code == 1
+        and "not finite" in message
+        and "learning rate 1e+38" in message
+        and "idx " in message
+        and message.count("\n") == 1
+    )
     for path in folder.parent.rglob("state-*.safetensors"):
-        assert all(tensor.isfinite().all() for name, tensor in load_file(path).items() if tensor.is_floating_point())
+        assert all(
+            tensor.isfinite().all() for name, tensor in load_file(path).items() if tensor.is_floating_point()
+        )
 
 
 def test_weights_that_are_not_finite_stop_at_the_first_step(command, capsys, encoders, tmp_path):
@@ -317,14 +431,22 @@ def test_a_state_saves_everything_once(tmp_path):
     saver.save({"a": tensor + 1, "b": tensor.view(2, 3), "odd": torch.zeros(3)}, {"n": 2})
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["state-2.json", "state-2.safetensors"]
     tensors, values = Saver(tmp_path / "s", "me", 0, lambda text: None).load()
-    assert all(tensor.data_ptr() % 64 == 0 for tensor in tensors.values())  # else a product may round another way than before
-    assert values == {"n": 2} and torch.equal(tensors["a"], tensor + 1) and torch.equal(tensors["b"], tensor.view(2, 3))
-    assert Saver(tmp_path / "s", "other", 0, lambda text: None).load() is None and not (tmp_path / "s").exists()
+    # else a product may round another way than before
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in tensors.values())
+    assert (
+        values == {"n": 2}
+        and torch.equal(tensors["a"], tensor + 1)
+        and torch.equal(tensors["b"], tensor.view(2, 3))
+    )
+    assert (
+        Saver(tmp_path / "s", "other", 0, lambda text: None).load() is None and not (tmp_path / "s").exists()
+    )
     assert NoSaver().load() is None
 
 
 def test_saving_at_ends_is_kept_cheap(tmp_path):
-    """At ends of epochs a state is saved at first, and then only while that takes less than its share; after --save_seconds always."""
+    """At ends of epochs a state is saved at first, and then only while that takes less than its share; after
+    --save_seconds always."""
     saver = Saver(tmp_path / "s", "me", 1000, lambda text: None)
     saver.consider(lambda: ({}, {}))
     assert saver.saves == 0

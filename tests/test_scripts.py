@@ -5,9 +5,10 @@ import sys
 from collections import Counter
 
 import pytest
-
 from conftest import ROOT, TASK_NAMES, read_lines
-from data_utils import TASKS, read_task
+
+from data_utils import read_task
+from tasks import TASKS
 
 
 def script(*words):
@@ -15,7 +16,9 @@ def script(*words):
 
 
 def test_sample_data_is_what_the_script_writes(tmp_path):
-    assert script(sys.executable, "scripts/make_sample_data.py", "--output_dir", str(tmp_path)).returncode == 0
+    assert (
+        script(sys.executable, "scripts/make_sample_data.py", "--output_dir", str(tmp_path)).returncode == 0
+    )
     files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.jsonl"))
     assert len(files) == 18
     for path in files:
@@ -34,40 +37,88 @@ def test_sample_data_is_balanced_and_well_formed(name):
 def test_results_are_printed_as_markdown(command):
     code, folder = command("CB", num_episodes=3)
     done = script(sys.executable, "scripts/show_results.py", str(folder))
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| CB paper col binary policy seed 42")]
-    assert code == 0 and [row.split(" | ")[1] for row in rows] == ["teacher", "kd", "meta_teacher", "mpdistil"]
+    rows = [
+        line for line in done.stdout.splitlines() if line.startswith("| CB paper col binary policy seed 42")
+    ]
+    assert code == 0 and [row.split(" | ")[1] for row in rows] == [
+        "teacher",
+        "kd",
+        "meta_teacher",
+        "mpdistil",
+    ]
     reward = sum(line["reward"] for line in read_lines(folder / "metrics.jsonl") if line.get("episode") == 1)
     assert f"| 3 | {reward:.4f} |" in done.stdout  # a fifth of three episodes is the first one
     again = command("CB", num_episodes=3, seed=43, folder="again")[1]
     done = script(sys.executable, "scripts/show_results.py", str(folder), str(again))
-    counts = [json.loads((path / "result.json").read_text())["rows"]["kd"]["dev"]["correct"] for path in (folder, again)]
-    assert f"| kd | 2 | {counts[0]}, {counts[1]} | {sum(counts) / 2:.1f} | {abs(counts[0] - counts[1]) / 2 ** 0.5:.1f} |" in done.stdout
+    counts = [
+        json.loads((path / "result.json").read_text())["rows"]["kd"]["dev"]["correct"]
+        for path in (folder, again)
+    ]
+    assert (
+        f"| kd | 2 | {counts[0]}, {counts[1]} | {sum(counts) / 2:.1f} |"
+        f" {abs(counts[0] - counts[1]) / 2 ** 0.5:.1f} |"
+        in done.stdout
+    )
     done = script(sys.executable, "scripts/show_results.py", str(folder.parent))
     assert done.returncode == 2 and "no result.json found" in done.stderr
 
 
 def test_benchmark_at_toy_size(encoders, data_dir, tmp_path):
     """Its shape only: what it measures at this size says nothing."""
-    flags = {"task": "CB", "data_dir": data_dir, "teacher_model": encoders["bert"], "nlayers": 2, "max_seq_length": 64, "device": "cpu",
-             "val_dataloader_size": 4, "json": tmp_path / "out.json", "rounds": 1, "steps": 1, "jobs": 1}
-    done = script(sys.executable, "scripts/benchmark.py", "--profile", *(str(word) for name, value in flags.items()
-                                                                         for word in (f"--{name}", value)))
+    flags = {
+        "task": "CB",
+        "data_dir": data_dir,
+        "teacher_model": encoders["bert"],
+        "nlayers": 2,
+        "max_seq_length": 64,
+        "device": "cpu",
+        "val_dataloader_size": 4,
+        "json": tmp_path / "out.json",
+        "rounds": 1,
+        "steps": 1,
+        "jobs": 1,
+    }
+    done = script(
+        sys.executable,
+        "scripts/benchmark.py",
+        "--profile",
+        *(str(word) for name, value in flags.items() for word in (f"--{name}", value)),
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out.json").read_text())
     assert {"machine", "settings", "phases", "run", "column", "peak_memory_bytes"} <= set(found)
-    assert list(found["phases"]) == ["teacher", "kd", "meta_teacher", "mpdistil"] and found["teacher_passes_per_example"] == 1
+    assert (
+        list(found["phases"]) == ["teacher", "kd", "meta_teacher", "mpdistil"]
+        and found["teacher_passes_per_example"] == 1
+    )
     for entry in found["phases"].values():
         assert all(entry[name] > 0 for name in ("naive_s", "ours_s", "bare_s", "over_bare", "flops_per_step"))
         assert entry["ratio"] == pytest.approx(entry["naive_s"] / entry["ours_s"])
         assert all(sum(shares.values()) == pytest.approx(1) for shares in entry["profile"].values())
-    assert found["run"]["naive_s"] == pytest.approx(sum(entry["naive_s"] for entry in found["phases"].values()) + found["startup_s"])
-    assert found["column"]["column_over_naive_run"] == pytest.approx(found["column"]["ours_s"] / found["column"]["naive_run_s"])
+    assert found["run"]["naive_s"] == pytest.approx(
+        sum(entry["naive_s"] for entry in found["phases"].values()) + found["startup_s"]
+    )
+    assert found["column"]["column_over_naive_run"] == pytest.approx(
+        found["column"]["ours_s"] / found["column"]["naive_run_s"]
+    )
     assert min(found["peak_memory_bytes"].values()) > 1e8 and "| mpdistil |" in done.stdout
-    done = script(sys.executable, "scripts/benchmark.py", "--task", "CB", "--data_dir", "nowhere", "--json", str(tmp_path / "o.json"))
+    done = script(
+        sys.executable,
+        "scripts/benchmark.py",
+        "--task",
+        "CB",
+        "--data_dir",
+        "nowhere",
+        "--json",
+        str(tmp_path / "o.json"),
+    )
     assert done.returncode != 0 and "--data_dir nowhere" in done.stderr
 
 
-@pytest.mark.parametrize("words", [("scripts/get_encoder.sh", "BERT", "x"), *((f"scripts/table_{name}.sh",) for name in ("1a", "1b", "4"))])
+@pytest.mark.parametrize(
+    "words",
+    [("scripts/get_encoder.sh", "BERT", "x"), *((f"scripts/table_{name}.sh",) for name in ("1a", "1b", "4"))],
+)
 def test_usage_errors(words):
     done = script("bash", *words)
     assert done.returncode == 2 and done.stderr.startswith("usage: ")

@@ -1,7 +1,8 @@
 """A page of tables as markdown, LaTeX, CSV or HTML.
 
-A page is a list of (kind, content): ("heading", text), ("text", text), ("list", texts), ("table", (title, header, rows of texts)).
-pandas, which `datasets` brings along, does the formats (with tabulate and jinja2: scripts/requirements.txt).
+A page is a list of (kind, content): ("heading", text), ("text", text), ("list", texts), ("table", (title,
+header, rows of texts)). pandas, which `datasets` brings along, does the formats (with tabulate and jinja2:
+scripts/requirements.txt).
 """
 import os
 import re
@@ -23,7 +24,9 @@ def to_markdown(page):
         if kind == "heading":
             parts.append(f"{'#' if number == 0 else '##'} {content}")
         elif kind == "table":
-            parts.append(as_frame(*content[1:]).to_markdown(index=False, disable_numparse=True, tablefmt="pipe"))
+            parts.append(
+                as_frame(*content[1:]).to_markdown(index=False, disable_numparse=True, tablefmt="pipe")
+            )
         else:
             parts.append("\n".join(f"- {line}" for line in content) if kind == "list" else content)
     return "\n\n".join(parts) + "\n"
@@ -35,13 +38,18 @@ def to_tex(page):
     for kind, content in page:
         if kind == "table":
             columns = "l" * len(content[1])
-            parts.append(f"% {content[0]}\n" + as_frame(*content[1:]).to_latex(index=False, escape=True, column_format=columns).strip())
+            parts.append(
+                f"% {content[0]}\n"
+                + as_frame(*content[1:]).to_latex(index=False, escape=True, column_format=columns).strip()
+            )
     return "\n\n".join(parts) + "\n"
 
 
 def to_csv(header, rows):
     """One table."""
-    return as_frame(header, [[str(value) for value in row] for row in rows]).to_csv(index=False, lineterminator="\n")
+    return as_frame(header, [[str(value) for value in row] for row in rows]).to_csv(
+        index=False, lineterminator="\n"
+    )
 
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#111}
@@ -56,8 +64,8 @@ def marked(text):
 
 
 def to_html(page, drawings, records, places, output):
-    """One page that needs nothing else. drawings: (caption, svg text); places: {run: folder or file}, for links from where the page
-    is written to."""
+    """One page that needs nothing else. drawings: (caption, svg text); places: {run: folder or file}, for
+    links from where the page is written to."""
     parts = []
     for number, (kind, content) in enumerate(page):
         if kind == "heading":
@@ -69,13 +77,26 @@ def to_html(page, drawings, records, places, output):
         else:
             parts.append(f'<div class="wide">{as_frame(*content[1:]).to_html(index=False, border=0)}</div>')
     parts.append("<h2>Figures</h2>")
-    parts += [f"<figure>{svg[svg.index('<svg'):]}<figcaption>{escape(caption)}</figcaption></figure>" for caption, svg in drawings]
+    parts += [
+        f"<figure>{svg[svg.index('<svg'):]}<figcaption>{escape(caption)}</figcaption></figure>"
+        for caption, svg in drawings
+    ]
     parts.append("<h2>Runs</h2><ul>")
     for record in records:
-        best = "; ".join(f"{name} {row['dev']['correct']}/{row['dev']['total']}" for name, row in record["rows"].items() if row["dev"])
-        link = os.path.relpath(places[record["run"]].resolve(), output.resolve().parent if output else Path.cwd())
+        best = "; ".join(
+            f"{name} {row['dev']['correct']}/{row['dev']['total']}"
+            for name, row in record["rows"].items()
+            if row["dev"]
+        )
+        link = os.path.relpath(
+            places[record["run"]].resolve(), output.resolve().parent if output else Path.cwd()
+        )
         parts.append(f'<li><a href="{escape(link)}">{escape(record["run"])}</a>: {escape(best)}</li>')
     parts.append("</ul>")
     title = escape(page[0][1])
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>{title}</title><style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
+        f' content="width=device-width"><title>{title}</title><style>{STYLE}</style></head><body>\n'
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )

@@ -1,0 +1,22 @@
+"""Errors that end a run with one line; main_superglue.main turns each into an exit code."""
+import signal
+
+
+class InputError(Exception):
+    """What the user gave cannot be used. The message is one line: flag or file:line, found, expected, the way
+    out."""
+
+
+class TrainingError(Exception):
+    """Training cannot go on (a figure or a weight is not finite). The message says where and what to try."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop, and its state is saved."""
+
+    def __init__(self, signum):
+        self.signum = signum
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name}; what was reached is saved, the same command "
+            "goes on from there"
+        )

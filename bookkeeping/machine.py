@@ -1,0 +1,129 @@
+"""The machine: its device and memory, what a run needs of them, what a run says of them."""
+import ctypes
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from bookkeeping.checkpoints import count_weights
+from bookkeeping.errors import InputError
+
+PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scikit-learn", "safetensors")
+EVAL_BATCH_SIZES = {"cpu": 16, "cuda": 128}
+HERE = Path(__file__).resolve().parents[1]
+
+def resolve_device(device, precision):
+    """The torch device for --device; InputError where it, or bf16 on a GPU, is not there. A CPU without bf16
+    instructions computes it all the same, and is warned of."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: no CUDA device found; use --device cpu or auto")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if (
+        precision == "bf16"
+        and device == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise InputError("--precision bf16: this GPU has no bfloat16 instructions; use --precision fp32")
+    if precision == "bf16" and device == "cpu" and not cpu_has_bf16():
+        print(
+            "warning: --precision bf16: this CPU has no bfloat16 instructions, and is several times slower"
+            " with it than with --precision fp32",
+            file=sys.stderr,
+        )
+    return torch.device(device)
+
+
+def keep_freed_memory():
+    """Have glibc keep large blocks that are freed: else it returns them to the system, and every training
+    step faults the embeddings' gradients in again, page by page. Changes no result; does nothing with another
+    C library."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(-3, 1 << 30)       # M_MMAP_THRESHOLD, bytes
+    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD, bytes
+
+
+def cpu_has_bf16():
+    """Whether the CPU multiplies bfloat16 in hardware, by the flags the kernel lists."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def available_memory(device):
+    """Bytes that can still be had on the device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        line = next(
+            line
+            for line in Path("/proc/meminfo").read_text().splitlines()
+            if line.startswith("MemAvailable:")
+        )
+    except (OSError, StopIteration):
+        return None
+    return int(line.split()[1]) * 1024
+
+
+def say_needs(args, checkpoints, train, device, say):
+    """Say how much memory and disk the run will need, about, and warn where there is less. Memory: float32
+    weights, gradients, both of AdamW's moments and the best weights of what is trained at a time, activations
+    not counted. Disk: artefacts, states, the frozen teacher's outputs."""
+    teacher, student = count_weights(checkpoints.teacher), count_weights(checkpoints.student, args.nlayers)
+    memory = 4 * 5 * max(teacher, student)
+    disk = 4 * (teacher + (2 + args.undistilled + args.kd_200) * student + 2 * 4 * max(teacher, student)
+                + len(train) * train.task.rows * args.nlayers * checkpoints.hidden_size)
+    there = available_memory(device)
+    for what, needed, found, where in (
+        ("memory", memory, there, f"on {device.type}"),
+        ("disk", disk, shutil.disk_usage(args.phase_dir.absolute().parent).free, f"at {args.phase_dir}"),
+    ):
+        short = found is not None and found < needed
+        say(
+            f"{'warning: ' if short else ''}about {needed / 2 ** 20:.0f} MiB of {what} needed {where}"
+            + ("" if found is None else f", {found / 2 ** 20:.0f} MiB free")
+            + (": it may not be enough" if short else "")
+        )
+
+
+def environment():
+    """Versions, machine and, when there is one, git commit."""
+    def git(*words):
+        try:
+            return subprocess.run(
+                ["git", "-C", str(HERE), *words], capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
+
+    commit = git("rev-parse", "HEAD")
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpu_threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "git_commit": commit,
+        "git_changes": bool(git("status", "--porcelain")) if commit else None,
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def peak_memory_bytes():
+    """Largest memory of this process so far: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

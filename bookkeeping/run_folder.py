@@ -1,0 +1,272 @@
+"""What a run leaves in --output_dir: log.txt, args.json, environment.json, data.json, metrics.jsonl,
+trajectories.jsonl, predictions/, models/ and, last, result.json. docs/RUN_FOLDER.md says what each of them
+holds."""
+import json
+import logging
+import os
+import sys
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+from bookkeeping.errors import InputError
+from bookkeeping.files import sync, write_json, write_record
+from bookkeeping.machine import environment, peak_memory_bytes
+from bookkeeping.states import Saver
+
+STATE_FOLDER = "state"  # of phase 4, which belongs to the run alone
+
+
+class ScreenHandler(logging.Handler):
+    """Lines on the screen that do not tear a progress bar."""
+
+    def emit(self, record):
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class StrictFileHandler(logging.FileHandler):
+    """Raises what keeps it from writing (a full disk), instead of printing it and going on."""
+
+    def handleError(self, record):
+        raise
+
+
+class PhaseLog:
+    """The lines of metrics.jsonl of a phase that runs share. From show() on they stand in the run's file too,
+    as they come; of two phases that take turns the second one's lines follow when the first is finished, so
+    that the file is the same however often the run was ended."""
+
+    def __init__(self, folder):
+        self.folder, self.lines, self.written, self.shown, self.closed = folder, [], 0, False, False
+
+    def event(self, **values):
+        """An epoch. Nothing after close(), as when two phases that take turns are computed for the sake of
+        one."""
+        if not self.closed:
+            self.folder.announce(values)
+            self.take([*self.lines, json.dumps(values) + "\n"])
+
+    def take(self, lines):
+        """The phase's lines so far."""
+        if not self.closed:
+            self.lines = list(lines)
+            self.write()
+
+    def show(self):
+        self.shown = True
+        self.write()
+
+    def close(self):
+        self.closed = True
+
+    def write(self):
+        if self.shown:
+            if not self.folder.going_on:  # else the file has them
+                self.folder.metrics.writelines(self.lines[self.written:])
+                self.folder.metrics.flush()
+            self.written = len(self.lines)
+
+    def progress(self, name, total):
+        return self.folder.progress(name, total)
+
+    def state_dict(self):
+        return {"lines": self.lines}
+
+    def load_state_dict(self, state):
+        self.take(state["lines"])
+
+
+class RunFolder:
+    """Opens a run's folder and writes what happens into it. settings: the resolved flags; identity: of the
+    state of phase 4; tracker: a function (figures, step), or None."""
+
+    def __init__(self, path, settings, data, identity, save_seconds, tracker):
+        self.path, self.tracker, self.save_seconds = path, tracker, save_seconds
+        self.rows, self.seconds, self.savers, self.phase_logs = {}, {}, [], {}
+        self.path.mkdir(parents=True, exist_ok=True)
+        for left in self.path.glob("*.part*"):  # by a process that was ended while it wrote
+            left.unlink()
+        write_json(self.path / "args.json", settings)
+        write_json(self.path / "environment.json", environment())
+        write_json(self.path / "data.json", data)
+        self.logger = open_logger(self.path / "log.txt")
+        self.saver = self.new_saver(self.path / STATE_FOLDER, identity)
+        self.going_on = self.saver.newest() is not None  # a state of phase 4 vouches for what the files hold
+        (self.path / "result.json").unlink(missing_ok=True)
+        mode = "a" if self.going_on else "w"
+        self.metrics, self.trajectories = (open(self.path / f"{name}.jsonl", mode, encoding="utf-8")
+                                           for name in ("metrics", "trajectories"))
+
+    def new_saver(self, folder, identity):
+        """A Saver as --save_seconds wants it, whose cost result.json will tell."""
+        self.savers.append(Saver(folder, identity, self.save_seconds, self.say))
+        return self.savers[-1]
+
+    def say(self, text):
+        """A line on the screen and in log.txt."""
+        self.logger.info(text)
+
+    def lines_of(self, phase):
+        """The PhaseLog of a phase that runs share."""
+        return self.phase_logs.setdefault(phase, PhaseLog(self))
+
+    def announce(self, values):
+        """An epoch or episode: one line of log.txt, and the tracker if there is one."""
+        kind = "epoch" if "epoch" in values else "episode"
+        number, phase = values[kind], values["phase"]
+        scores = "  ".join(f"{split} {figures['correct']}/{figures['total']}"
+                           for split, figures in values["scores"].items())
+        parts = "  ".join(
+            f"{name} {values[name]:.4f}"
+            for name in ("loss", "reward", "entropy", "gradient_norm")
+            if name in values
+        )
+        loud = kind == "epoch" or values["best"] or number % 20 == 0
+        self.logger.log(logging.INFO if loud else logging.DEBUG,
+                        f"{phase} {kind} {number}: {parts}  {scores}{'  best' if values['best'] else ''}")
+        if self.tracker:
+            flat = {f"{phase}/{name}": value for name, value in values.items() if isinstance(value, float)}
+            flat |= {f"{phase}/{split}/{name}": value for split, figures in values["scores"].items()
+                     for name, value in figures.items()}
+            self.tracker(flat, number)
+
+    # phase 4 writes its lines straight into the run's files: it is the log of its own loop
+
+    def event(self, **values):
+        """An episode: one line of metrics.jsonl."""
+        self.announce(values)
+        self.metrics.write(json.dumps(values) + "\n")
+        self.metrics.flush()
+
+    def trajectory(self, **values):
+        """One line of trajectories.jsonl."""
+        self.trajectories.write(json.dumps(values) + "\n")
+        self.trajectories.flush()
+
+    @contextmanager
+    def progress(self, phase, total):
+        """A bar over the steps of a phase; on a terminal only, log lines say the same elsewhere."""
+        with tqdm(total=total, desc=phase, disable=None, leave=False, dynamic_ncols=True) as bar:
+            yield bar
+
+    def state_dict(self):
+        """How far both .jsonl files have come: bytes that the disk holds."""
+        for file in (self.metrics, self.trajectories):
+            os.fsync(file.fileno())
+        return {"metrics": self.metrics.tell(), "trajectories": self.trajectories.tell()}
+
+    def load_state_dict(self, positions):
+        """Cut both files back to what they held, and go on from there."""
+        for file, size in (
+            (self.metrics, positions["metrics"]),
+            (self.trajectories, positions["trajectories"]),
+        ):
+            there = os.fstat(file.fileno()).st_size
+            if there < size:
+                raise InputError(
+                    f"{file.name}: {there} bytes found, expected at least the {size} of the saved state; "
+                    f"remove {self.saver.folder} to begin phase 4 again"
+                )
+            file.truncate(size)
+            file.seek(size)
+
+    def seconds_of_episodes(self):
+        """Seconds that the episodes in metrics.jsonl took."""
+        lines = map(json.loads, (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+        return round(sum(line["seconds"] for line in lines if "episode" in line), 2)
+
+    def add_row(self, name, phase, seconds, dev):
+        """A row of the result: dev, its figures (None: not scored); seconds that `phase` took."""
+        self.rows[name] = {"dev": dev}
+        self.seconds[phase] = seconds
+
+    def finish(self, facts, phases):
+        """Write where the phases lie and, last, result.json; say the rows. facts: what the result says of the
+        run besides; phases: {name: Phase}. Returns exit code 0."""
+        self.metrics.close()
+        self.trajectories.close()
+        phases = {name: {"identity": phase.identity, "folder": os.path.relpath(phase.folder, self.path),
+                         "best": phase.best, "reused": phase.reused} for name, phase in phases.items()}
+        result = {**facts, "rows": self.rows, "seconds": self.seconds,
+                  "saving": {"seconds": round(sum(saver.cost for saver in self.savers), 2),
+                             "states": sum(saver.saves for saver in self.savers)},
+                  "peak_memory_bytes": peak_memory_bytes(),
+                  "reused": [name for name, phase in phases.items() if phase["reused"]], "phases": phases}
+        (self.path / "models").mkdir(exist_ok=True)
+        write_json(self.path / "models" / "phases.json", phases)
+        for path in self.path.rglob("*"):
+            sync(path)
+        write_record(self.path / "result.json", result)
+        if result["stopped_after"] is None:
+            self.saver.clear()
+        say_result(result, self.path, self.say)
+        return 0
+
+
+def open_logger(path):
+    """The logger of the run: everything to `path`, what is loud to the screen too."""
+    logger = logging.getLogger("mpdistil")
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = False
+    screen, file = ScreenHandler(logging.INFO), StrictFileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.handlers = [screen, file]
+    return logger
+
+
+def describe_inputs(inputs, drawn):
+    """Lines that say what a run reads. drawn: {"teacher", "student": names of weights that are drawn at
+    random}."""
+    yield (
+        f"main task {inputs.task.name}; curriculum tasks found in {inputs.args.data_dir}:"
+        f" {', '.join(inputs.quiz)}"
+    )
+    for name, figures in inputs.summary.items():
+        if name in ("teacher_model", "student_model"):
+            continue
+        spans = figures.get("spans")
+        yield (
+            f"{name}: {figures['examples']} examples, {figures['truncated']} truncated, sha256 "
+            f"{figures['sha256'][:16]}"
+            + (
+                f", spans located: {', '.join(f'{count} {how}' for how, count in spans.items())}"
+                if spans
+                else ""
+            )
+            + (f", {figures['invisible']} with invisible characters" if "invisible" in figures else "")
+            + (
+                f", {figures['unknown']} with characters that the tokenizer does not know"
+                if "unknown" in figures
+                else ""
+            )
+        )
+    for split in (inputs.data["train"], *inputs.quiz.values()):
+        if split.absent_labels():
+            yield (f"warning: {split.task.name}/{split.name}: no example with label "
+                   f"{', '.join(map(str, split.absent_labels()))}")
+    for side, names in drawn.items():
+        folder, sha256 = getattr(inputs.checkpoints, side), inputs.summary[f"{side}_model"]
+        yield (f"--{side}_model {folder}, sha256 {sha256[:16]}"
+               + (f", without {', '.join(names)}, drawn at random" if names else ""))
+
+
+def say_result(result, folder, say):
+    """The table of rows with counts, and where everything lies."""
+    changes = "".join(f" {change}" for change in result["set"])
+    say(
+        f"{result['task']}, protocol {result['protocol']}{changes}, loss {result['loss']}, reward"
+        f" {result['reward']}, curriculum {result['curriculum']}, seed {result['seed']}; dev:"
+    )
+    for name, row in result["rows"].items():
+        dev = row["dev"]
+        if dev is None:
+            say(f"  {name:<14} not scored: dev has no labels")
+            continue
+        f1 = f"  macro-F1 {100 * dev['f1']:.1f}" if "f1" in dev else ""
+        when = f"epoch {dev['epoch']}" if "epoch" in dev else f"episode {dev['episode']}"
+        reused = "  reused" if name in result["reused"] else ""
+        seconds = result["seconds"].get(name, result["seconds"].get("mpdistil", 0))
+        say(f"  {name:<14} {dev['correct']:>5}/{dev['total']:<5} {100 * dev['accuracy']:5.1f}{f1}  {when}"
+            f"  {seconds:.0f} s{reused}")
+    say(f"result.json, metrics.jsonl, predictions/ and models/ are in {folder}")

@@ -1,0 +1,4 @@
+"""What the commands in scripts/ share. Importing it puts the project's folder on the path, so that they find its modules."""
+import sys
+from pathlib import Path
+

@@ -1,0 +1,116 @@
+"""Statistics of tables: intervals, permutation tests, corrections. scipy and statsmodels are imported where
+used."""
+import numpy as np
+
+RESAMPLES = 9999
+
+
+def exact_interval(correct, total, level=0.95):
+    """Clopper-Pearson interval (low, high) of a share of right answers."""
+    from scipy.stats import binomtest
+    interval = binomtest(correct, total).proportion_ci(level, method="exact")
+    return interval.low, interval.high
+
+
+def mean_interval(values, level=0.95, least=-1.0):
+    """(mean, low, high) of values: (seeds, examples), between `least` and 1. The interval has the outer ends
+    of two: the percentile bootstrap over seeds and examples, drawn anew independently (Owen 2007, "The
+    pigeonhole bootstrap"), and Student's t over the seeds' means, since a bootstrap of few seeds is too
+    narrow. Of one seed: the bootstrap over its examples alone, which says nothing of other seeds."""
+    from scipy.stats import bootstrap, t
+    values = np.asarray(values, dtype=float)
+    seeds, examples = values.shape
+
+    def mean_of(*drawn, axis):
+        if len(drawn) == 1:
+            return values[0][drawn[0]].mean(axis)
+        return values[drawn[0][..., :, None], drawn[1][..., None, :]].mean((-2, -1))
+
+    places = (np.arange(examples),) if seeds == 1 else (np.arange(seeds), np.arange(examples))
+    interval = bootstrap(
+        places,
+        mean_of,
+        n_resamples=RESAMPLES,
+        batch=max(1, 2_000_000 // values.size),
+        vectorized=True,
+        axis=-1,
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    low, high = float(interval.low), float(interval.high)
+    by_seed = values.mean(1)
+    if np.ptp(by_seed) > 0:
+        around = t.interval(level, seeds - 1, by_seed.mean(), by_seed.std(ddof=1) / np.sqrt(seeds))
+        low, high = max(least, min(low, float(around[0]))), min(1.0, max(high, float(around[1])))
+    return float(values.mean()), low, high
+
+
+def permutation_p(first, second):
+    """Two-sided p of no difference between two rows, right or wrong as (seeds, examples): both are swapped,
+    an example in all seeds at once, since one example's answers hang together. Of one seed it is McNemar's
+    test. It takes the seeds as they are: whether other seeds would say the same is the interval's part. Exact
+    where at most 13 examples tell the rows apart, else from RESAMPLES swaps."""
+    from scipy.stats import permutation_test
+    sums = np.asarray(first).sum(0), np.asarray(second).sum(0)
+    told_apart = sums[0] != sums[1]  # the others change nothing when swapped
+    if told_apart.sum() < 2:
+        return 1.0
+    return permutation_test(
+        [row[told_apart] for row in sums],
+        lambda a, b, axis: (a - b).mean(axis),
+        permutation_type="samples",
+        vectorized=True,
+        axis=-1,
+        n_resamples=RESAMPLES,
+        batch=500,
+        rng=np.random.default_rng(0),
+    ).pvalue
+
+
+def corrected(p_values):
+    """Holm's correction for the number of comparisons."""
+    from statsmodels.stats.multitest import multipletests
+    return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
+
+
+def expected_best(scores, looks):
+    """Mean of the best of `looks` scores drawn from `scores` without replacement: what selecting among fewer
+    looks would have kept."""
+    from scipy.special import comb
+    scores = np.sort(np.asarray(scores, dtype=float))
+    looks = min(looks, len(scores))
+    return float(scores @ (comb(np.arange(len(scores)), looks - 1) / comb(len(scores), looks)))
+
+
+def count_wins(teacher, students):
+    """In how many tasks the best of students is right more often than the teacher. teacher: right answers a
+    task; students: those of each student."""
+    return int(sum(max(student[task] for student in students) > right for task, right in enumerate(teacher)))
+
+
+def chance_of_wins(teacher, students):
+    """Chance of at least as many wins as were found (count_wins) if teacher and students were exchangeable:
+    their answers to each example are dealt out anew. Students that are more alike than that win less often.
+    teacher: for each task (examples), right answers over seeds; students: such a list each."""
+    from scipy.stats import permutation_test
+    ends = np.cumsum([len(task) for task in teacher])
+    columns = [np.concatenate(row) for row in (teacher, *students)]
+
+    def wins(*columns, axis):
+        sums = [
+            np.stack([part.sum(-1) for part in np.split(column, ends[:-1], axis=-1)]) for column in columns
+        ]
+        return (np.max(sums[1:], axis=0) > sums[0]).sum(0)
+
+    return permutation_test(
+        columns,
+        wins,
+        permutation_type="samples",
+        alternative="greater",
+        vectorized=True,
+        axis=-1,
+        n_resamples=RESAMPLES,
+        batch=500,
+        rng=np.random.default_rng(0),
+    ).pvalue

@@ -1,4 +1,5 @@
 """Phase 4: the curriculum policy, its rewards and advantages, the student's loss, and the REINFORCE loop."""
+import functools
 import time
 from dataclasses import dataclass, field
 
@@ -164,168 +165,148 @@ class QuizBatches:
         self.left, self.fixed = state["left"], state["fixed"]
 
 
-def fixed_state(student, begun):
+def constant_policy(probabilities):
+    """A function state -> log pi(. | state), the same whatever the state. probabilities: (tasks)."""
+    return lambda state: probabilities.log()
+
+
+def values_of_state(student):
+    """Copies of the weights that the curriculum's state is read from."""
+    predictor = student.state_predictor
+    weights = {"weight": predictor.weight, "bias": predictor.bias, "pooler": student.encoder.pooler_weight}
+    return {name: value.detach().clone() for name, value in weights.items()}
+
+
+def fixed_state(student, values):
     """The state of a whole episode, (1, hidden), with a gradient to the student (METHOD.md row 14). It is
-    read from copies that hold the values in `begun`, so that steps within the episode may change the weights
-    before the policy loss goes backward to them."""
+    read from copies that hold `values`, so that steps within the episode may change the weights before the policy
+    loss goes backward to them."""
     predictor = student.state_predictor
     copies = {"weight": predictor.weight.clone(), "bias": predictor.bias.clone(),
               "pooler": student.encoder.pooler_weight.clone()}
-    for name, value in begun.items():
+    for name, value in values.items():
         copies[name].data.copy_(value)
     return curriculum_state(lambda x: F.linear(x, copies["weight"], copies["bias"]), copies["pooler"])
 
 
 def gradient_norm(module):
     """L2 norm of all gradients that wait for a step."""
-    return torch.stack(
-        [parameter.grad.norm() for parameter in module.parameters() if parameter.grad is not None]
-    ).norm()
+    gradients = [weight.grad for weight in module.parameters() if weight.grad is not None]
+    return torch.stack([gradient.norm() for gradient in gradients]).norm()
+
+
+def set_rewarding(student, dropout, evaluated):
+    """No dropout while rewards are taken; in the released code the heads' is on until the student is first
+    evaluated, as in training (METHOD.md row 8)."""
+    if dropout == "training":
+        student.eval()
+    else:
+        set_training(student, dropout, evaluated)
+
+
+def check_update(number, figures, updated):
+    """TrainingError if the update at the end of episode `number` has figures, or left weights, that are not
+    finite. updated: {name: Trained}."""
+    wrong = [f"{name} is {value.item()}" for name, value in figures.items() if not value.isfinite()]
+    wrong += [f"weights of the {name} are not finite" for name, part in updated.items()
+              if not weights_are_finite(part.module)]
+    if wrong:
+        rates = ", ".join(f"{part.optimizer.param_groups[0]['lr']:g} ({name})"
+                          for name, part in updated.items())
+        raise TrainingError(f"phase mpdistil, episode {number}: {wrong[0]} after the update at its end, at "
+                            f"learning rates {rates}; the last saved state, from before it, is kept: lower "
+                            "them and use another --output_dir")
 
 
 # --- the loop -----------------------------------------------------------------------------------------------
 
-
-def train_curriculum(
-    student,
-    meta_teacher,
-    policy,
-    teacher_outputs,
-    quiz,
-    main_task,
-    settings,
-    evaluator,
-    streams,
-    log,
-    saver=None,
-):
+def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_task, settings, evaluator,
+                     streams, log, saver=None):
     """Phase 4. quiz: {curriculum task: its quiz Split}, in the order of the policy's actions. Reads the
-    frozen teacher's pooled outputs by example; leaves the best episode's weights in student and the last ones
-    in policy. Goes on from the saver's state, if there is one. Returns the Best.
+    frozen teacher's pooled outputs by example; leaves the best episode's weights in student and the last ones in
+    policy. Goes on from the saver's state, if there is one. Returns the Best.
 
     A step: an action picks a task, one of its quiz batches trains the student, and the reward is taken on a
     quiz batch of the main task. credit "same_step": the action is drawn, used and credited in one step;
     "next_step": the action drawn at a step is credited with that step's reward and used at the next one
     (METHOD.md row 15).
     """
-    device, names, main_quiz, rules = (
-        torch.device(settings.device),
-        list(quiz),
-        quiz[main_task],
-        quiz[main_task].task.rules,
-    )
-    main_action, saver = names.index(main_task), saver or NoSaver()
-    meta_teacher.eval()
-    # what phase 2 left (row 20: zeros) would move weights here, but only where phase 2 was not found finished
-    student.zero_grad(set_to_none=True)
-    trained = Trained(student, make_optimizer(student, settings.learning_rate, settings))
-    decider = Trained(policy, make_optimizer(policy, settings.policy_learning_rate, settings))
+    device, names, saver = torch.device(settings.device), list(quiz), saver or NoSaver()
+    main_quiz, main_rules, main_action = quiz[main_task], quiz[main_task].task.rules, names.index(main_task)
+    log_pi = {"policy": policy,
+              "uniform": constant_policy(torch.full((len(names),), 1 / len(names), device=device)),
+              "main_task": constant_policy(torch.eye(len(names), device=device)[main_action])
+              }[settings.curriculum]
     labels = main_quiz.labels.to(device)
     with torch.no_grad():  # p_T'(y|x) of the main quiz: T' and its encoder no longer change
-        p_teacher = rules.agreement(meta_teacher(main_task, teacher_outputs.outputs(main_quiz)[0]), labels)
-
-    def log_pi(state):
-        """log pi(. | state): (tasks). Without a policy: uniform, or all on the main task."""
-        if settings.curriculum == "uniform":
-            return torch.full((len(names),), 1 / len(names), device=device).log()
-        if settings.curriculum == "main_task":
-            return torch.tensor([float(name == main_task) for name in names], device=device).log()
-        return policy(state)
+        outputs = meta_teacher.eval()(main_task, teacher_outputs.outputs(main_quiz)[0])
+        p_teacher = main_rules.agreement(outputs, labels)
+    # what phase 2 left (row 20: zeros) would move weights here, but only where phase 2 was not found finished
+    student.zero_grad(set_to_none=True)
+    learner = Trained(student, make_optimizer(student, settings.learning_rate, settings))
+    decider = Trained(policy, make_optimizer(policy, settings.policy_learning_rate, settings))
+    batches = QuizBatches(quiz, settings.batch_size, settings.quiz_batches, streams)
+    best, episode, meter = evaluator.best(), Episode(), Meter(student)
+    state = {"student": learner, "policy": decider, "streams": streams, "random": GlobalGenerators(),
+             "batches": batches, "best": best, "episode": episode, "meter": meter, "log": log}
+    saver.restore(state, device)
 
     def choose():
-        """An action, from the state as it is now, which is kept for the policy's loss."""
-        state = torch.zeros(1, 0)
+        """An action, from the curriculum's state as it is now, which is kept for the policy's loss."""
+        seen = torch.zeros(1, 0)
         if settings.curriculum == "policy":
-            state = state_of_episode if state_of_episode is not None else curriculum_state(
-                student.state_predictor, student.encoder.pooler_weight)
-        episode.states.append(state.detach())
+            seen = state_of_episode if settings.state_gradient == "attached" else curriculum_state(
+                student.state_predictor, student.encoder.pooler_weight).detach()
+        episode.states.append(seen.detach())
         if settings.curriculum == "main_task":
             return main_action
         with torch.no_grad():
-            return streams.action(log_pi(state).exp())
+            return streams.action(log_pi(seen).exp())
 
-    def reward_mode():
-        """No dropout, but in the released code the heads' is on until the student is first evaluated (row
-        8)."""
-        if settings.dropout == "training":
-            student.eval()
-        else:
-            set_training(student, settings.dropout, episode.number > 1)
-
-    batches = QuizBatches(quiz, settings.batch_size, settings.quiz_batches, streams)
-    best, episode, meter = evaluator.best(), Episode(), Meter(student)
-    state = {
-        "student": trained,
-        "policy": decider,
-        "streams": streams,
-        "random": GlobalGenerators(),
-        "batches": batches,
-        "best": best,
-        "episode": episode,
-        "meter": meter,
-        "log": log,
-    }
-    saver.restore(state, device)
     with log.progress("mpdistil", settings.epochs) as bar:
         bar.update(episode.number - 1)
         while episode.number <= settings.epochs:
             start, evaluated = time.perf_counter() - episode.seconds, episode.number > 1
+            rewarding = functools.partial(set_rewarding, student, settings.dropout, evaluated)
             if episode.order is None:  # what an episode fixes at its start
                 batches.new_episode()
                 episode.used, episode.credited, episode.states, episode.rewards = [], [], [], []
                 if settings.state_gradient == "attached":
-                    predictor = student.state_predictor
-                    episode.begun = {
-                        "weight": predictor.weight.detach().clone(),
-                        "bias": predictor.bias.detach().clone(),
-                        "pooler": student.encoder.pooler_weight.detach().clone(),
-                    }
+                    episode.begun = values_of_state(student)
                 if settings.reward_weights == "before_episode":
-                    outputs = predict(student, main_quiz, settings.eval_batch_size, device, reward_mode).to(
-                        device
-                    )
-                    episode.p_before = rules.agreement(outputs, labels)
+                    outputs = predict(student, main_quiz, settings.eval_batch_size, device, rewarding)
+                    episode.p_before = main_rules.agreement(outputs.to(device), labels)
                 if settings.credit == "next_step":  # the first action: by chance alone, and never credited
                     episode.upcoming = main_action if settings.curriculum == "main_task" else streams.pick(
                         len(names), "first_action")
                 episode.order = streams.batches(len(main_quiz), settings.batch_size, "order")
                 meter.begin(f"phase mpdistil, episode {episode.number}", settings.learning_rate)
-            state_of_episode = None if episode.begun is None else fixed_state(student, episode.begun)
+            if settings.state_gradient == "attached":
+                state_of_episode = fixed_state(student, episode.begun)
 
             for indices in episode.order[len(episode.rewards):]:
-                # the action
                 if settings.credit == "same_step":
-                    action = choose()
-                    episode.credited.append(action)
+                    episode.credited.append(choose())
+                    episode.used.append(episode.credited[-1])
                 else:
-                    action = episode.upcoming
-                episode.used.append(action)
+                    episode.used.append(episode.upcoming)
 
                 # the student learns from a quiz batch of the chosen task (row 12)
-                chosen = quiz[names[action]]
-                taken = batches.next(names[action])
-                batch = chosen.batch(taken, device)
+                name = names[episode.used[-1]]
+                taken, rules = batches.next(name), quiz[name].task.rules
+                batch = quiz[name].batch(taken, device)
                 set_training(student, settings.dropout, evaluated)
-                outputs, pooled = student(names[action], batch)
-                ce, p_student = chosen.task.rules.loss(outputs, batch.labels), chosen.task.rules.agreement(
-                    outputs, batch.labels
-                )
+                outputs, pooled = student(name, batch)
+                ce, p_student = rules.loss(outputs, batch.labels), rules.agreement(outputs, batch.labels)
                 with torch.no_grad():
-                    p_meta_teacher = chosen.task.rules.agreement(
-                        meta_teacher(names[action], pooled), batch.labels
-                    )
+                    p_meta_teacher = rules.agreement(meta_teacher(name, pooled), batch.labels)
                 loss = student_loss(ce, p_student, p_meta_teacher)
-                norm = backward(loss, student, settings.max_grad_norm)
-                figures = {
-                    "loss": loss,
-                    "ce": ce,
-                    "p_student": p_student.mean(),
-                    "p_meta_teacher": p_meta_teacher.mean(),
-                    "gradient_norm": norm,
-                }
-                finite = meter.add(figures, chosen, taken)
+                figures = {"loss": loss, "ce": ce, "p_student": p_student.mean(),
+                           "p_meta_teacher": p_meta_teacher.mean(),
+                           "gradient_norm": backward(loss, student, settings.max_grad_norm)}
+                finite = meter.add(figures, quiz[name], taken)
                 if settings.student_update == "each_step" and finite:
-                    apply_gradients(trained.optimizer, settings)
+                    apply_gradients(learner.optimizer, settings)
 
                 if settings.credit == "next_step":
                     episode.upcoming = choose()
@@ -333,17 +314,16 @@ def train_curriculum(
 
                 # the student against the meta-teacher on a quiz batch of the main task (rows 13 and 21)
                 places = torch.from_numpy(indices).to(device)
-                with torch.no_grad():
-                    if settings.reward_weights == "before_episode":
-                        p_student = episode.p_before[places]
-                    else:
-                        reward_mode()
-                        batch = main_quiz.batch(indices, device)
-                        p_student = rules.agreement(student(main_task, batch)[0], batch.labels)
-                    dtype = torch.float32 if settings.reward_precision == "float32" else None
-                    episode.rewards.append(
-                        REWARDS[settings.reward](p_student, p_teacher[places], len(main_quiz), dtype)
-                    )
+                if settings.reward_weights == "before_episode":
+                    p_student = episode.p_before[places]
+                else:
+                    rewarding()
+                    batch = main_quiz.batch(indices, device)
+                    with torch.no_grad():
+                        p_student = main_rules.agreement(student(main_task, batch)[0], batch.labels)
+                dtype = torch.float32 if settings.reward_precision == "float32" else None
+                reward = REWARDS[settings.reward](p_student, p_teacher[places], len(main_quiz), dtype)
+                episode.rewards.append(reward)
                 if not finite:
                     break  # meter.means() says what and where
                 episode.seconds = time.perf_counter() - start
@@ -351,28 +331,28 @@ def train_curriculum(
 
             # the policy learns from the episode, and the student from what is still waiting for it
             figures, rewards = meter.means(), torch.stack(episode.rewards)
-            states = episode.states if state_of_episode is None else [state_of_episode] * len(episode.states)
-            log_pis = torch.stack([log_pi(each) for each in states])
+            states = episode.states
+            if settings.state_gradient == "attached" and settings.curriculum == "policy":
+                states = [state_of_episode] * len(states)
+            log_pis = torch.stack([log_pi(seen) for seen in states])
             advantages = advantages_of(rewards, discount_from=settings.discount_from)
             loss = policy_loss(advantages, log_pis[range(len(episode.credited)), episode.credited])
-            policy_figures = {"policy_loss": loss}
+            updates = {"policy_loss": loss.detach()}
             if settings.curriculum == "policy":
-                policy_figures["policy_gradient_norm"] = backward(loss, policy, settings.max_grad_norm)
+                updates["policy_gradient_norm"] = backward(loss, policy, settings.max_grad_norm)
                 apply_gradients(decider.optimizer, settings)
             if settings.student_update == "each_episode" or settings.state_gradient == "attached":
                 episode.gradient_norm = gradient_norm(student)
-                apply_gradients(trained.optimizer, settings)
-            check_update(episode.number, policy_figures, {"student": trained, "policy": decider})
-            figures |= {name: value.item() for name, value in policy_figures.items()}
-            log_pis = log_pis.detach()
+                apply_gradients(learner.optimizer, settings)
+            check_update(episode.number, updates, {"student": learner, "policy": decider})
 
-            scores = evaluator.scores()
-            score, reward = evaluator.main(scores), rewards.sum().item()
+            scores, log_pis, reward = evaluator.scores(), log_pis.detach(), rewards.sum().item()
+            score = evaluator.main(scores)
             improved = best.offer(score, episode.number, scores, student, evaluator.answers)
             bar.update()
-            bar.set_postfix(loss=f"{figures['loss']:.4f}", reward=f"{reward:.3f}", score=f"{score:.4f}",
-                            best=f"{best.score:.4f}")
-            log.event(phase="mpdistil", episode=episode.number, **figures, reward=reward,
+            bar.set_postfix(reward=f"{reward:.3f}", score=f"{score:.4f}", best=f"{best.score:.4f}")
+            log.event(phase="mpdistil", episode=episode.number, **figures,
+                      **{name: value.item() for name, value in updates.items()}, reward=reward,
                       entropy=torch.stack([entropy(row) for row in log_pis]).mean().item(),
                       learning_rate=settings.learning_rate, scores=scores, best=improved,
                       seconds=time.perf_counter() - start)
@@ -383,18 +363,3 @@ def train_curriculum(
             saver.consider(state, at_end=True)
     finish_best(best, student, "mpdistil")
     return best
-
-
-def check_update(number, figures, updated):
-    """TrainingError if the update at the end of episode `number` has figures, or left weights, that are not
-    finite."""
-    rates = ", ".join(f"{part.optimizer.param_groups[0]['lr']:g} ({name})" for name, part in updated.items())
-    wrong = [f"{name} is {value.item()}" for name, value in figures.items() if not value.isfinite()]
-    wrong += [f"weights of the {name} are not finite" for name, part in updated.items()
-              if not weights_are_finite(part.module)]
-    if wrong:
-        raise TrainingError(
-            f"phase mpdistil, episode {number}: {wrong[0]} after the update at its end, at learning rates "
-            f"{rates}; the last saved state, from before it, is kept: lower them and use another "
-            "--output_dir"
-        )

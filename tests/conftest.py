@@ -7,9 +7,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[1]
-
 import torch
 import transformers
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -17,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 import main_superglue
 from arguments import parse_arguments
 
+ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # for tensors this small a second thread costs more than it brings
 SIZES = {"train": 60, "val": 18, "test": 8}
 TASK_NAMES = ("BoolQ", "CB", "COPA", "RTE", "WiC", "WSC")

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_encoder, read_lines
 from safetensors.torch import load_file, save_file
+
+from conftest import make_encoder, read_lines
 
 
 @pytest.fixture

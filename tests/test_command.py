@@ -8,11 +8,12 @@ import sys
 from collections import Counter
 
 import pytest
-from conftest import ROOT, TASK_NAMES, make_encoder, read_lines
 from transformers import AutoModel
 
 import main_superglue
 import meta_policy
+from bookkeeping.states import Saver
+from conftest import ROOT, TASK_NAMES, make_encoder, read_lines
 from data_utils import read_task
 from metrics import read_predictions, score
 from models import load_encoder
@@ -38,19 +39,21 @@ def without_times(path):
 def test_kd_200_has_as_many_steps_and_looks_as_phase_4(protocol, command, monkeypatch):
     """And is a phase that runs share, whose presence changes no other row."""
     flags = dict(protocol=protocol, num_episodes=3, train_dataloader_size=8, val_dataloader_size=2)
-    steps, updates = Counter(), Counter()
-    train_on, apply_gradients = meta_policy.Epochs.train_on, meta_policy.apply_gradients
-
-    def counting(self, indices):
-        steps[self.phase, len(indices)] += 1
-        return train_on(self, indices)
+    updates, sizes = Counter(), Counter()
+    apply_gradients, consider = meta_policy.apply_gradients, Saver.consider
 
     def updating(optimizer, settings):
         updates[type(settings).__name__, settings.epochs] += 1
         apply_gradients(optimizer, settings)
 
-    monkeypatch.setattr(meta_policy.Epochs, "train_on", counting)
+    def watching(self, state, at_end=False):
+        if "kd_200" in state and not at_end:
+            state = state["kd_200"]
+            sizes[len(state["epoch"].order[len(state["meter"].steps) - 1])] += 1
+        consider(self, state, at_end)
+
     monkeypatch.setattr(meta_policy, "apply_gradients", updating)
+    monkeypatch.setattr(Saver, "consider", watching)
     code, plain = command(folder="plain/run", **flags)
     assert code == 0 and "kd_200" not in result_of(plain)["rows"]
     code, with_control = command(folder="control/run", kd_200=True, **flags)
@@ -59,9 +62,7 @@ def test_kd_200_has_as_many_steps_and_looks_as_phase_4(protocol, command, monkey
     assert list(result["rows"]) == ["teacher", "kd", "meta_teacher", "kd_200", "mpdistil"]
     assert [line["epoch"] for line in metrics if line["phase"] == "kd_200"] == [1, 2, 3]
     episodes = read_lines(with_control / "trajectories.jsonl")
-    assert {key: count for key, count in steps.items() if key[0] == "kd_200"} == {
-        ("kd_200", 8): sum(len(e["actions"]) for e in episodes)
-    }
+    assert sizes == {8: sum(len(e["actions"]) for e in episodes)}
     assert updates["Distillation", 3] == (
         sum(len(e["actions"]) for e in episodes) if protocol == "paper" else 3
     )

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, TASK_NAMES, read_lines
 from transformers import AutoTokenizer
 
 from bookkeeping.errors import InputError
+from conftest import ROOT, TASK_NAMES, read_lines
 from data_utils import (
     RandomStreams,
     batches_by_length,

@@ -16,8 +16,9 @@ from curriculum import (
     student_loss,
 )
 from meta_policy import collaborative_loss, competitive_loss, distillation_loss, pkd_loss
-from tasks import soft_loss, true_class_probability
+from tasks import KINDS, soft_loss, true_class_probability
 
+RULES = KINDS["classification"]
 LABELS = torch.tensor([0, 1, 1])
 EVEN = torch.zeros(3, 2, dtype=torch.float64)
 # p(y) = 3/4
@@ -61,10 +62,10 @@ def test_distillation_loss_by_hand():
 
 
 def test_meta_losses_by_hand():
-    close(collaborative_loss(SURE, EVEN, LABELS), 0.5 * math.log(4 / 3) + 0.5 * math.log(2))
-    close(competitive_loss(SURE, EVEN, LABELS), math.log(4 / 3) - 0.75 + 0.5)
+    close(collaborative_loss(SURE, EVEN, LABELS, RULES), 0.5 * math.log(4 / 3) + 0.5 * math.log(2))
+    close(competitive_loss(SURE, EVEN, LABELS, RULES), math.log(4 / 3) - 0.75 + 0.5)
     # equal inputs: the probabilities cancel
-    close(competitive_loss(SURE, SURE, LABELS), math.log(4 / 3))
+    close(competitive_loss(SURE, SURE, LABELS, RULES), math.log(4 / 3))
 
 
 def test_student_loss_by_hand():
@@ -141,8 +142,8 @@ def test_gradients_against_finite_differences():
     assert check(lambda x: torch.nn.functional.cross_entropy(x, labels), a)
     assert check(lambda x, y: soft_loss(x, y, 5.0), (a, b))
     assert check(pkd_loss, (s, t))
-    assert check(lambda x, y: collaborative_loss(x, y, labels), (a, b))
-    assert check(lambda x, y: competitive_loss(x, y, labels), (a, b))
+    assert check(lambda x, y: collaborative_loss(x, y, labels, RULES), (a, b))
+    assert check(lambda x, y: competitive_loss(x, y, labels, RULES), (a, b))
     assert check(
         lambda x: student_loss(
             torch.nn.functional.cross_entropy(x, labels),

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bookkeeping.errors import InputError, TrainingError
-from meta_policy import apply_gradients, backward, make_optimizer, mean_figures
+from bookkeeping.states import Meter
+from meta_policy import apply_gradients, backward, make_optimizer
 from metrics import Best, read_predictions, score, write_predictions
 from tasks import TASKS
 
@@ -76,9 +77,24 @@ def test_gradients_are_clipped_then_applied_then_forgotten(zero_grad):
 
 
 def test_figures_that_are_not_finite_stop_the_run():
-    steps = [{"loss": torch.tensor(1.0), "gradient_norm": torch.tensor(2.0)},
-             {"loss": torch.tensor(3.0), "gradient_norm": torch.tensor(4.0)}]
-    assert mean_figures(steps, "here", 0.1) == {"loss": 2.0, "gradient_norm": 3.0}
-    steps[1]["gradient_norm"] = torch.tensor(math.inf)
-    with pytest.raises(TrainingError, match=r"here, step 2: gradient_norm is inf at learning rate 0.1"):
-        mean_figures(steps, "here", 0.1)
+    split = SimpleNamespace(task=TASKS["CB"], name="train", idx=[7, 8])
+    meter = Meter(torch.nn.Linear(1, 1))
+    meter.begin("here", 0.1)
+    assert meter.add({"loss": torch.tensor(1.0), "gradient_norm": torch.tensor(2.0)}, split, [0])
+    assert meter.add({"loss": torch.tensor(3.0), "gradient_norm": torch.tensor(4.0)}, split, [1])
+    assert meter.means() == {"loss": 2.0, "gradient_norm": 3.0}
+    assert not meter.add({"loss": torch.tensor(3.0), "gradient_norm": torch.tensor(math.inf)}, split, [1, 0])
+    said = r"here, step 3: gradient_norm is inf at learning rate 0.1; examples of CB train: idx 8, 7\."
+    for look in (meter.means, meter.state_dict):
+        with pytest.raises(TrainingError, match=said):
+            look()
+
+
+def test_weights_that_are_not_finite_stop_the_run():
+    meter = Meter(torch.nn.Linear(1, 1))
+    meter.begin("here", 0.1)
+    meter.add({"loss": torch.tensor(1.0)}, SimpleNamespace(task=TASKS["CB"], name="quiz", idx=["a"]), [0])
+    torch.nn.init.constant_(meter.module.bias, math.nan)
+    said = "here, step 1: weights after it are not finite at learning rate 0.1; examples of CB quiz: idx a"
+    with pytest.raises(TrainingError, match=said):
+        meter.means()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from benchmark import RunningEncoder
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
+from benchmark import RunningEncoder
 from bookkeeping.checkpoints import checksum_checkpoint
 from data_utils import RandomStreams, batches_by_length, load_task
 from meta_policy import Distillation, MetaTraining, Selection, distill_student, train_meta_teacher

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from replay import Replay
 
 FOLDER = Path(os.environ.get("MPDISTIL_PARITY_DIR") or Path(__file__).parent / "golden")

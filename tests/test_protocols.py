@@ -5,11 +5,11 @@ from dataclasses import fields
 
 import pytest
 import torch
-from conftest import TASK_NAMES, read_lines
 from transformers import AutoTokenizer
 
 from arguments import PROTOCOLS, Protocol, resolve_protocol
 from bookkeeping.errors import InputError
+from conftest import TASK_NAMES, read_lines
 from data_utils import load_task
 from models import Heads, set_training
 from tasks import TASKS, protocol_task

@@ -7,22 +7,24 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass, replace
 from unittest.mock import MagicMock
 
+import numpy as np
 import pytest
-import resume
-import run_folder
 import torch
-from conftest import ROOT, read_lines
 from filelock import FileLock
-from kill_test import compare, content
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch.nn import functional as F
 
 import curriculum
 import meta_policy
-from bookkeeping.states import NoSaver, Saver
+import tasks
+from bookkeeping import files, identity
+from bookkeeping.signals import STOP_SIGNALS
+from bookkeeping.states import GlobalGenerators, Saver, Trained
+from conftest import ROOT, read_lines
+from kill_test import compare, content
 
 SMALL = {
     "tasks": ["CB", "COPA"],
@@ -45,7 +47,7 @@ def run_killed(command, monkeypatch, every, folder, flags):
     or after it does. Returns the number of kills."""
     calls, kills, consider, replace = [0], 0, Saver.consider, os.replace
 
-    def dying(self, collect, at_end=False):
+    def dying(self, state, at_end=False):
         calls[0] += 1
         if calls[0] % every == 0 and calls[0] % 3 == 0:
             raise Killed
@@ -55,7 +57,7 @@ def run_killed(command, monkeypatch, every, folder, flags):
                 "replace",
                 lambda old, new: replace(old, new) if str(new).endswith(".safetensors") else kill(),
             )
-        consider(self, collect, at_end)
+        consider(self, state, at_end)
         if calls[0] % every == 0:
             raise Killed
 
@@ -132,17 +134,17 @@ def test_a_process_that_is_killed_for_good(encoders, data_dir, tmp_path):
     )
 
 
-@pytest.mark.parametrize("signum", resume.STOP_SIGNALS)
+@pytest.mark.parametrize("signum", STOP_SIGNALS)
 def test_signals_save_and_end_the_run(signum, command, monkeypatch, capsys):
     flags = {**SMALL, "save_seconds": 1000}
     command(folder="whole/run", **flags)
     calls, consider = [0], Saver.consider
 
-    def asked(self, collect, at_end=False):
+    def asked(self, state, at_end=False):
         calls[0] += 1
         if calls[0] == 50:
             os.kill(os.getpid(), signum)
-        consider(self, collect, at_end)
+        consider(self, state, at_end)
 
     monkeypatch.setattr(Saver, "consider", asked)
     capsys.readouterr()
@@ -158,8 +160,8 @@ def stop_in_phase_4(command, monkeypatch, **flags):
     """A run that was killed in its second episode, with a state. Returns its folder."""
     consider = Saver.consider
 
-    def dying(self, collect, at_end=False):
-        consider(self, collect, at_end)
+    def dying(self, state, at_end=False):
+        consider(self, state, at_end)
         if self.folder.name == "state" and at_end:
             raise Killed
 
@@ -268,7 +270,7 @@ def test_events_after_the_saved_point_are_cut(command, monkeypatch):
 
 def test_a_state_of_other_code_is_not_used(command, monkeypatch, capsys):
     folder = stop_in_phase_4(command, monkeypatch)
-    monkeypatch.setattr(run_folder, "version", lambda package: "0")
+    monkeypatch.setattr(identity, "version", lambda package: "0")
     assert command(**SMALL)[0] == 0 and "this phase begins again" in capsys.readouterr().out
     assert [line["episode"] for line in read_lines(folder / "metrics.jsonl") if "episode" in line] == [
         1,
@@ -342,7 +344,7 @@ def test_a_full_disk_leaves_the_last_state(where, command, monkeypatch, capsys):
     """The disk fills up in the kd phase: code 1, one line; with room again the run ends as if nothing had
     happened."""
     command(folder="whole/run", **SMALL)
-    calls, sync = [0], resume.sync
+    calls, sync = [0], files.sync
 
     def full(path):
         hit = "kd-" in str(path) and (where == "state") == ("state" in str(path))
@@ -351,7 +353,7 @@ def test_a_full_disk_leaves_the_last_state(where, command, monkeypatch, capsys):
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         sync(path)
 
-    monkeypatch.setattr(resume, "sync", full)
+    monkeypatch.setattr(files, "sync", full)
     capsys.readouterr()
     code, folder = command(folder="full/run", **SMALL)
     message = capsys.readouterr().err
@@ -361,7 +363,7 @@ def test_a_full_disk_leaves_the_last_state(where, command, monkeypatch, capsys):
         and "give the same command again" in message
         and message.count("\n") == 1
     )
-    monkeypatch.setattr(resume, "sync", sync)
+    monkeypatch.setattr(files, "sync", sync)
     assert command(folder="full/run", **SMALL)[0] == 0 and "going on from" in capsys.readouterr().out
     assert compare(content(folder.parent), content(folder.parents[1] / "whole")) == []
 
@@ -370,12 +372,9 @@ def test_a_full_disk_leaves_the_last_state(where, command, monkeypatch, capsys):
 def test_a_step_that_is_not_finite_stops_with_what_and_where(phase, command, capsys, monkeypatch):
     """The third step of a phase has a loss that is no number: phase, step, figure, examples and rate are
     said, and the state from before the step stays and goes on."""
-    module, name = {
-        "teacher": (F, "cross_entropy"),
-        "kd": (meta_policy, "pkd_loss"),
-        "mpdistil": (curriculum, "student_loss"),
-    }[phase]
-    calls, function = [0], getattr(module, name)
+    rules = tasks.KINDS["classification"]
+    function = {"teacher": rules.loss, "kd": meta_policy.pkd_loss, "mpdistil": curriculum.student_loss}[phase]
+    calls = [0]
 
     def third_is_none(*arguments):
         calls[0] += 1
@@ -383,7 +382,11 @@ def test_a_step_that_is_not_finite_stops_with_what_and_where(phase, command, cap
 
     command(folder="whole/run", **SMALL)
     with monkeypatch.context() as patched:
-        patched.setattr(module, name, third_is_none)
+        if phase == "teacher":
+            patched.setitem(tasks.KINDS, "classification", replace(rules, loss=third_is_none))
+        else:
+            module = meta_policy if phase == "kd" else curriculum
+            patched.setattr(module, function.__name__, third_is_none)
         code, folder = command(folder="stopped/run", **SMALL)
     message = capsys.readouterr().err
     place = "episode 2, step 1" if phase == "mpdistil" else "epoch 1, step 3"
@@ -423,38 +426,63 @@ def test_weights_that_are_not_finite_stop_at_the_first_step(command, capsys, enc
     assert code == 1 and "phase teacher, epoch 1, step 1: loss is nan" in capsys.readouterr().err
 
 
-def test_a_state_saves_everything_once(tmp_path):
-    """Tensors that share memory, saved twice: the newest pair alone stays, and comes back."""
-    saver = Saver(tmp_path / "s", "me", 0, lambda text: None)
-    tensor = torch.arange(6.0)
-    saver.save({"a": tensor, "b": tensor}, {"n": 1})
-    saver.save({"a": tensor + 1, "b": tensor.view(2, 3), "odd": torch.zeros(3)}, {"n": 2})
+@dataclass
+class Plain:
+    """Of what a loop may keep in its state."""
+    number: int = 0
+    order: list | None = None
+    tensors: dict | None = None
+
+
+def test_a_state_is_data_and_comes_back(tmp_path):
+    """Dataclasses, modules with optimizer and gradients, arrays, numbers, tensors that share memory; saved twice:
+    the newest pair alone stays, and comes back."""
+    def new():
+        module = torch.nn.Linear(2, 1)
+        trained = Trained(module, torch.optim.AdamW(module.parameters(), lr=0.1))
+        return {"plain": Plain(), "model": trained, "random": GlobalGenerators()}
+
+    saver, state = Saver(tmp_path / "s", "me", 0, lambda text: None), new()
+    saver.save(state)
+    tensor, module = torch.arange(6.0), state["model"].module
+    tensors = {"a": tensor, "b": tensor.view(2, 3), "odd": torch.zeros(3)}
+    state["plain"] = Plain(3, [np.arange(2), np.arange(1)], tensors)
+    module(torch.ones(2)).backward()
+    state["model"].optimizer.step()
+    module.weight.grad = None  # the other one waits
+    saver.save(state)
+    drawn = torch.rand(2)
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["state-2.json", "state-2.safetensors"]
-    tensors, values = Saver(tmp_path / "s", "me", 0, lambda text: None).load()
+
+    back = new()
+    Saver(tmp_path / "s", "me", 0, lambda text: None).restore(back)
+    plain = back["plain"]
+    assert plain.number == 3 and [batch.tolist() for batch in plain.order] == [[0, 1], [0]]
+    assert torch.equal(plain.tensors["a"], tensor) and torch.equal(plain.tensors["b"], tensor.view(2, 3))
     # else a product may round another way than before
-    assert all(tensor.data_ptr() % 64 == 0 for tensor in tensors.values())
-    assert (
-        values == {"n": 2}
-        and torch.equal(tensors["a"], tensor + 1)
-        and torch.equal(tensors["b"], tensor.view(2, 3))
-    )
-    assert (
-        Saver(tmp_path / "s", "other", 0, lambda text: None).load() is None and not (tmp_path / "s").exists()
-    )
-    assert NoSaver().load() is None
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in plain.tensors.values())
+    again = back["model"]
+    assert torch.equal(again.module.weight, module.weight) and again.module.weight.grad is None
+    assert torch.equal(again.module.bias.grad, module.bias.grad) and torch.equal(torch.rand(2), drawn)
+    ours, theirs = again.optimizer.state_dict()["state"], state["model"].optimizer.state_dict()["state"]
+    for number, entry in theirs.items():
+        assert all(torch.equal(ours[number][name], value) for name, value in entry.items())
+    other = new()
+    Saver(tmp_path / "s", "other", 0, lambda text: None).restore(other)
+    assert other["plain"] == Plain() and not (tmp_path / "s").exists()
 
 
 def test_saving_at_ends_is_kept_cheap(tmp_path):
     """At ends of epochs a state is saved at first, and then only while that takes less than its share; after
     --save_seconds always."""
     saver = Saver(tmp_path / "s", "me", 1000, lambda text: None)
-    saver.consider(lambda: ({}, {}))
+    saver.consider({})
     assert saver.saves == 0
-    saver.consider(lambda: ({"a": torch.zeros(1)}, {}), at_end=True)
-    saver.consider(lambda: ({"a": torch.zeros(1)}, {}), at_end=True)
+    saver.consider({"a": Plain(1)}, at_end=True)
+    saver.consider({"a": Plain(1)}, at_end=True)
     assert saver.saves == 1
     saver.seconds = 0
-    saver.consider(lambda: ({"a": torch.zeros(1)}, {}))
+    saver.consider({"a": Plain(1)})
     assert saver.saves == 2
 
 
@@ -464,7 +492,7 @@ def test_a_lock_waits_for_another_thread(tmp_path):
     held.acquire()
 
     def wait():
-        with resume.lock(tmp_path / "lock", said.append):
+        with files.lock(tmp_path / "lock", said.append):
             order.append("second")
 
     thread = threading.Thread(target=wait)

@@ -5,8 +5,8 @@ import sys
 from collections import Counter
 
 import pytest
-from conftest import ROOT, TASK_NAMES, read_lines
 
+from conftest import ROOT, TASK_NAMES, read_lines
 from data_utils import read_task
 from tasks import TASKS
 

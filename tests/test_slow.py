@@ -4,9 +4,10 @@ import os
 import subprocess
 import sys
 
-import mutations
 import pytest
 import torch
+
+import mutations
 from conftest import ROOT, read_lines
 
 

@@ -6,12 +6,12 @@ import subprocess
 import sys
 import zipfile
 
-import make_submission
 import pytest
-import score
-from conftest import ROOT, TASK_NAMES
 
+import make_submission
+import score
 from bookkeeping.files import write_record
+from conftest import ROOT, TASK_NAMES
 from metrics import write_predictions
 from tasks import TASKS
 

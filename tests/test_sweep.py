@@ -9,11 +9,11 @@ import sys
 import threading
 import time
 
-import make_tables
 import pytest
+
+import make_tables
 import sweep
 from conftest import ROOT
-
 from lib.rows import ROWS, read_paper
 
 

@@ -6,12 +6,12 @@ import json
 import re
 import sys
 
-import make_tables
 import numpy as np
 import pytest
-from conftest import ROOT
 from matplotlib.image import imread
 
+import make_tables
+from conftest import ROOT
 from lib import run_records
 from lib.rows import MPDISTIL, ROWS
 from lib.statistics import (

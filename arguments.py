@@ -80,7 +80,7 @@ def build_parser():
           ("--protocol", dict(choices=("paper", "released"), default="paper", help="the method as described, or what the authors' "
                               "released code computes")),
           ("--set", dict(nargs="+", action="extend", default=[], metavar="NAME=VALUE", help="override single choices of the protocol, "
-                         "e.g. dropout=until_first_evaluation (README: the table of differences)")),
+                         "e.g. dropout=until_first_evaluation (docs/PROTOCOLS.md: the choices)")),
           ("--weight_decay", dict(type=number(float, 0), default=0.01, help="AdamW's decay, in `paper` not on biases and LayerNorm")),
           ("--max_grad_norm", dict(type=RATE, default=1.0, help="largest L2 norm of a gradient; longer ones are scaled down")),
           ("--select_on", dict(choices=("dev", "quiz"), default="dev", help="split whose score picks the epoch or episode kept")),

@@ -1,6 +1,6 @@
 """The protocols: which choices the run makes where the paper's description and the authors' released code differ.
 
-A protocol is a Protocol: one field per row of the README's table of differences that matters in code. `paper` is the
+A protocol is a Protocol: one field per row of docs/PROTOCOLS.md's table that matters in code. `paper` is the
 default of every field, `released` its other value. --protocol picks one, --set NAME=VALUE overrides single choices.
 """
 from dataclasses import dataclass, field, fields, replace

@@ -35,8 +35,10 @@ def section(page, heading):
 
 
 def code_of(text):
-    """Fenced blocks and code spans of a page."""
-    return [*FENCE.findall(text), *re.findall(r"`([^`\n]+)`", FENCE.sub("", text))]
+    """Fenced blocks and code spans of a page. A span stands in one line."""
+    prose = FENCE.sub("", text)
+    assert [line for line in prose.splitlines() if line.count("`") % 2] == []
+    return [*FENCE.findall(text), *re.findall(r"`([^`\n]+)`", prose)]
 
 
 def table_rows(text):

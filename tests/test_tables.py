@@ -501,12 +501,27 @@ def test_committed_pages_come_from_the_committed_runs(runs, tmp_path):
         assert same, name
 
 
-def test_the_readme_says_what_the_committed_page_says():
-    readme = (ROOT / "README.md").read_text()
+def test_the_results_say_what_the_committed_page_says():
+    results = (ROOT / "docs" / "RESULTS.md").read_text()
     assert RESULTS
     for path in RESULTS:
         page = sections((path.parent / "table.md").read_text())
         main = re.search(r"(^\|.*\n)+", next(iter(page.values())), re.MULTILINE).group()
-        assert main in readme, f"the main table of {path.parent.name}"
+        assert main in results, f"the main table of {path.parent.name}"
         for line in page["What the runs say"].strip().splitlines():
-            assert line in readme, line
+            assert line in results, line
+
+
+def test_the_readme_says_what_the_committed_page_says():
+    """Its headline table has the page's rows and some of its columns; its three sentences are beginnings of the page's."""
+    headline = sections((ROOT / "README.md").read_text())["Result"]
+    page = sections((ROOT / "results" / "table_1a-minilm" / "table.md").read_text())
+    ours, theirs = ([[cell.strip() for cell in line.strip("|").split("|")]
+                     for line in re.search(r"(^\|.*\n)+", text, re.MULTILINE).group().splitlines() if not re.fullmatch(r"[|:-]+", line)]
+                    for text in (headline, next(iter(page.values()))))
+    columns = [0, *(theirs[0].index(name) + shift for name in ours[0][1::2] for shift in (0, 1))]
+    assert ours == [[row[column] for column in columns] for row in theirs] and len(columns) == 5
+    said = [" ".join(line.split()).removesuffix(".") for line in re.findall(r"^- (.*(?:\n  .*)*)", headline, re.MULTILINE)]
+    assert len(said) == 3
+    for sentence in said:
+        assert re.search(rf"^- {re.escape(sentence)}[;.]", page["What the runs say"], re.MULTILINE), sentence

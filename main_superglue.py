@@ -64,7 +64,7 @@ from tasks import Task
 
 
 def run(args):
-    """The four phases in order; returns the exit code."""
+    """The run's exit code. It is refused, found finished, or computed from where it was ended."""
     settings = resolve_settings(args)
     finished_result(args.output_dir, settings)  # refuses a folder of another run, before anything is read
     inputs = read_inputs(args, settings)
@@ -80,8 +80,8 @@ def run(args):
 
 
 def four_phases(lab):
-    """They run, or are found finished, or go on from where they were ended. Each is given what it hangs on as
-    what an earlier one returned, so that its identity can name it."""
+    """The phases in order. Each is given what it hangs on as an earlier one returned it, so that its identity
+    can name it."""
     args = lab.inputs.args
     teacher = fine_tune(lab)
     if args.stop_after == "teacher":
@@ -110,7 +110,7 @@ class Teacher:
     """Heads and, by example, the frozen encoder's outputs, of a finished phase."""
     heads: Heads
     outputs: FrozenEncoder
-    phase: Phase
+    phase: Phase | None = None
 
     def predict(self, split):
         return predict_heads(self.heads, self.outputs, split)
@@ -126,24 +126,20 @@ class Student:
 def fine_tune(lab):
     """Phase 1: the teacher is fine-tuned on train. Its weights are in memory only while it is trained or its
     outputs are computed."""
-    args, inputs, task = lab.inputs.args, lab.inputs, lab.inputs.task
-    settings = lab.training(
-        Training, args.teacher_epochs, args.train_dataloader_size, args.teacher_learning_rate
-    )
+    args, inputs = lab.inputs.args, lab.inputs
+    settings = lab.training(Training, args.teacher_epochs, args.train_dataloader_size,
+                            args.teacher_learning_rate)
     reads = lab.reads("train", checkpoint=inputs.checkpoints.teacher_sha256)
     with lab.open("teacher", fine_tune, settings, reads) as phase:
         if not phase.finished:
             model = load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "teacher", bf16=lab.bf16,
                                head_dropout=args.head_dropout).to(lab.device)
-            best = train_teacher(model, inputs.data["train"], settings, lab.evaluator(lab.predictor(model)),
-                                 lab.streams("teacher"), phase.log, phase.saver)
-            with phase.publish(best) as folder:
-                save_model(model, folder, [task.name], inputs.checkpoints.tokenizer)
+            best = train_teacher(model, inputs.data["train"], settings,
+                                 **lab.loop(phase, lab.predictor(model)))
+            lab.publish(phase, best, model)
             del model
-    heads = Heads(inputs.tasks, inputs.checkpoints.hidden_size, args.seed, "teacher", args.head_dropout).to(
-        lab.device
-    )
-    load_heads(heads.eval(), phase.folder, [task.name])
+    heads = Heads(inputs.tasks, inputs.checkpoints.hidden_size, args.seed, "teacher", args.head_dropout)
+    load_heads(heads.to(lab.device).eval(), phase.folder, [inputs.task.name])
     outputs = lab.stored_outputs(phase, lambda: load_encoder(phase.folder, lab.bf16).to(lab.device))
     read = {split: 0 for split in ("dev", "test") if split in inputs.data}
     if args.stop_after != "teacher":
@@ -162,20 +158,9 @@ def train_undistilled(lab):
         if phase.finished:
             load_weights(model, phase.folder, [lab.inputs.task.name])
         else:
-            best = distill_student(
-                "student",
-                model,
-                None,
-                None,
-                lab.inputs.data["train"],
-                settings,
-                lab.evaluator(lab.predictor(model)),
-                lab.streams("student"),
-                phase.log,
-                phase.saver,
-            )
-            with phase.publish(best) as folder:
-                save_model(model, folder, [lab.inputs.task.name], lab.inputs.checkpoints.tokenizer)
+            best = distill_student("student", model, None, None, lab.inputs.data["train"], settings,
+                                   **lab.loop(phase, lab.predictor(model)))
+            lab.publish(phase, best, model)
     lab.add_row("student", phase, lab.predictor(model))
 
 
@@ -193,20 +178,9 @@ def distill(lab, teacher):
             if lab.alternating:
                 best = lab.alternation(teacher, settings, phase.saver).take("kd", model)
             else:
-                best = distill_student(
-                    "kd",
-                    model,
-                    teacher.heads,
-                    teacher.outputs,
-                    inputs.data["train"],
-                    settings,
-                    lab.evaluator(lab.predictor(model)),
-                    lab.streams("kd"),
-                    phase.log,
-                    phase.saver,
-                )
-            with phase.publish(best) as folder:
-                save_model(model, folder, [inputs.task.name], inputs.checkpoints.tokenizer)
+                best = distill_student("kd", model, teacher.heads, teacher.outputs, inputs.data["train"],
+                                       settings, **lab.loop(phase, lab.predictor(model)))
+            lab.publish(phase, best, model)
     model.eval()
     lab.add_row("kd", phase, lab.predictor(model))
     return Student(model, phase)
@@ -215,35 +189,25 @@ def distill(lab, teacher):
 def teach_meta_teacher(lab, teacher, student):
     """Phase 3: the meta-teacher, at first a copy of the teacher's heads, learns on quiz from both encoders'
     pooled outputs."""
-    inputs, names = lab.inputs, [lab.inputs.task.name]
-    heads, settings = copy.deepcopy(teacher.heads), lab.meta_training()
-    meta_teacher = Teacher(heads, teacher.outputs, None)
+    args, inputs, names = lab.inputs.args, lab.inputs, [lab.inputs.task.name]
+    meta_teacher, settings = Teacher(copy.deepcopy(teacher.heads), teacher.outputs), lab.meta_training()
     reads = lab.reads("quiz", teacher=teacher.phase.identity, kd=student.phase.identity)
-    with lab.open("meta_teacher", teach_meta_teacher, settings, reads) as phase:
+    with lab.open("meta_teacher", teach_meta_teacher, settings, reads) as meta_teacher.phase:
+        phase, heads = meta_teacher.phase, meta_teacher.heads
         if phase.finished:
             load_heads(heads, phase.folder, names)
         else:
             if lab.alternating:
-                kd_settings = lab.distillation(inputs.args.alpha, inputs.args.beta, inputs.args.temperature)
+                kd_settings = lab.distillation(args.alpha, args.beta, args.temperature)
                 best = lab.alternation(teacher, kd_settings, student.phase.saver).take("meta_teacher", heads)
             else:
                 student_outputs = lab.stored_outputs(student.phase, lambda: student.model.encoder)
-                best = train_meta_teacher(
-                    heads,
-                    teacher.outputs,
-                    student_outputs,
-                    inputs.data["quiz"],
-                    settings,
-                    lab.evaluator(meta_teacher.predict),
-                    lab.streams("meta_teacher"),
-                    phase.log,
-                    phase.saver,
-                )
+                best = train_meta_teacher(heads, teacher.outputs, student_outputs, inputs.data["quiz"],
+                                          settings, **lab.loop(phase, meta_teacher.predict))
             with phase.publish(best) as folder:
                 save_heads(heads, folder, names)
-    student.phase.saver.clear()  # it was kept for both phases, where they alternate
+    student.phase.saver.clear()  # where the phases alternate, it was kept for both
     heads.eval()
-    meta_teacher.phase = phase
     lab.add_row("meta_teacher", phase, meta_teacher.predict)
     return meta_teacher
 
@@ -257,29 +221,16 @@ def continue_distillation(lab, teacher, student, meta_teacher):
     steps, update = -(-len(inputs.data["quiz"]) // args.val_dataloader_size), inputs.protocol.student_update
     source = meta_teacher if lab.alternating else teacher
     settings = replace(lab.distillation(args.alpha, args.beta, args.temperature), epochs=args.num_episodes)
-    reads = lab.reads(
-        "train", kd=student.phase.identity, teacher=source.phase.identity, steps=steps, update=update
-    )
+    reads = lab.reads("train", kd=student.phase.identity, teacher=source.phase.identity, steps=steps,
+                      update=update)
     with lab.open("kd_200", continue_distillation, settings, reads) as phase:
         if phase.finished:
             load_weights(model, phase.folder, [inputs.task.name])
         else:
-            best = distill_student(
-                "kd_200",
-                model,
-                source.heads,
-                source.outputs,
-                inputs.data["train"],
-                settings,
-                lab.evaluator(lab.predictor(model)),
-                lab.streams("kd_200"),
-                phase.log,
-                phase.saver,
-                epoch_steps=steps,
-                update=update,
-            )
-            with phase.publish(best) as folder:
-                save_model(model, folder, [inputs.task.name], inputs.checkpoints.tokenizer)
+            best = distill_student("kd_200", model, source.heads, source.outputs, inputs.data["train"],
+                                   settings, **lab.loop(phase, lab.predictor(model)), epoch_steps=steps,
+                                   update=update)
+            lab.publish(phase, best, model)
     lab.add_row("kd_200", phase, lab.predictor(model))
 
 
@@ -288,28 +239,12 @@ def follow_curriculum(lab, teacher, student, meta_teacher):
     its state and its result lie in the run's folder."""
     args, inputs, names, model = lab.inputs.args, lab.inputs, list(lab.inputs.quiz), student.model
     policy = Policy(model.state_predictor.in_features, len(names), args.seed).to(lab.device)
-    settings = lab.training(
-        CurriculumTraining,
-        args.num_episodes,
-        args.val_dataloader_size,
-        args.learning_rate,
-        policy_learning_rate=args.meta_learning_rate,
-        reward=args.reward_function,
-        curriculum=args.curriculum,
-    )
-    best = train_curriculum(
-        model,
-        meta_teacher.heads,
-        policy,
-        teacher.outputs,
-        inputs.quiz,
-        inputs.task.name,
-        settings,
-        lab.evaluator(lab.predictor(model)),
-        lab.streams("mpdistil"),
-        lab.log,
-        lab.log.saver,
-    )
+    settings = lab.training(CurriculumTraining, args.num_episodes, args.val_dataloader_size,
+                            args.learning_rate, policy_learning_rate=args.meta_learning_rate, reward=args.reward_function,
+                            curriculum=args.curriculum)
+    best = train_curriculum(model, meta_teacher.heads, policy, teacher.outputs, inputs.quiz, inputs.task.name,
+                            settings, lab.evaluator(lab.predictor(model)), lab.streams("mpdistil"), lab.log,
+                            lab.log.saver)
     save_model(model, lab.log.path / "models" / "student", names, inputs.checkpoints.tokenizer)
     save_file({name: value.detach().cpu() for name, value in policy.state_dict().items()},
               lab.log.path / "models" / "policy.safetensors", metadata={"actions": " ".join(names)})
@@ -323,29 +258,21 @@ class Alternation:
     """Phases 2 and 3 as the released code runs them: an epoch of each in turn (METHOD.md row 11). The student
     distils from the meta-teacher as the epoch before left it; the meta-teacher reads the student of the same
     epoch. Both phases ask it, whichever of them was found finished: both are as they were computed, from
-    their common state, or from the beginning."""
+    their common state, or from the beginning. made: {phase: (module, Best)}."""
 
     def __init__(self, lab, teacher, kd_settings, saver):
-        student, heads = lab.new_student(), copy.deepcopy(teacher.heads)
-        meta_teacher = Teacher(heads, teacher.outputs, None)
-        kd = distillation_loop(
-            "kd",
-            student,
-            heads,
-            teacher.outputs,
-            lab.inputs.data["train"],
-            kd_settings,
-            lab.evaluator(lab.predictor(student)),
-            lab.streams("kd"),
-            lab.log.lines_of("kd"),
-        )
+        student, meta_teacher = lab.new_student(), Teacher(copy.deepcopy(teacher.heads), teacher.outputs)
+        kd = distillation_loop("kd", student, meta_teacher.heads, teacher.outputs, lab.inputs.data["train"],
+                               kd_settings, lab.evaluator(lab.predictor(student)), lab.streams("kd"),
+                               lab.log.lines_of("kd"))
         # between an epoch and the next
         moving = FrozenEncoder(student.encoder, lab.eval_batch_size, lab.device)
-        meta = meta_teacher_loop(heads, teacher.outputs, moving, lab.inputs.data["quiz"], lab.meta_training(),
-                                 lab.evaluator(meta_teacher.predict), lab.streams("meta_teacher"),
-                                 lab.log.lines_of("meta_teacher"), student_moves=True)
+        meta = meta_teacher_loop(meta_teacher.heads, teacher.outputs, moving, lab.inputs.data["quiz"],
+                                 lab.meta_training(), lab.evaluator(meta_teacher.predict),
+                                 lab.streams("meta_teacher"), lab.log.lines_of("meta_teacher"),
+                                 student_moves=True)
         bests = run_epochs(kd, meta, saver=saver)
-        self.made = {"kd": (student, bests[0]), "meta_teacher": (heads, bests[1])}
+        self.made = {"kd": (student, bests[0]), "meta_teacher": (meta_teacher.heads, bests[1])}
 
     def take(self, name, module):
         """Put what phase `name` made into a module of the same shape. Returns its Best."""
@@ -358,9 +285,8 @@ class Alternation:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run reads, checked before anything is written. data: the main task's splits by name; quiz:
-    {curriculum task: its quiz Split}, in the order of the policy's actions; evaluated: those of data that are
-    scored."""
+    """What a run reads, checked before anything is written. settings: the resolved flags; data: the main
+    task's splits by name; quiz: {curriculum task: its quiz Split}, in the order of the policy's actions."""
     args: Namespace
     settings: dict
     protocol: Protocol
@@ -373,18 +299,17 @@ class Inputs:
 
     @property
     def evaluated(self):
+        """Those of data that are scored."""
         return {name: split for name, split in self.data.items()
                 if name == self.args.select_on or (name == "dev" and split.labelled)}
 
     @property
     def summary(self):
         """{what: checksum or summary} of all that is read."""
-        return {
-            **{f"{self.task.name}/{name}": split.summary() for name, split in self.data.items()},
-            **{f"{name}/quiz": split.summary() for name, split in self.quiz.items()},
-            "teacher_model": self.checkpoints.teacher_sha256,
-            "student_model": self.checkpoints.student_sha256,
-        }
+        return {**{f"{self.task.name}/{name}": split.summary() for name, split in self.data.items()},
+                **{f"{name}/quiz": split.summary() for name, split in self.quiz.items()},
+                "teacher_model": self.checkpoints.teacher_sha256,
+                "student_model": self.checkpoints.student_sha256}
 
 
 def read_inputs(args, settings):
@@ -400,13 +325,8 @@ def locked(output_dir):
     """No other process works in the run's folder."""
     folder = output_dir.resolve()
     check_folder(folder.parent, "--output_dir")
-    return lock(
-        folder.with_name(f".{folder.name}.lock"),
-        busy=(
-            f"--output_dir {output_dir}: another process is at work on "
-            "this run; wait for it, or give another folder"
-        ),
-    )
+    return lock(folder.with_name(f".{folder.name}.lock"), busy=f"--output_dir {output_dir}: another process is "
+                "at work on this run; wait for it, or give another folder")
 
 
 def open_experiment(inputs, again=False):
@@ -421,12 +341,8 @@ def open_experiment(inputs, again=False):
         check_folder(args.phase_dir, "--phase_dir")
     if inputs.device.type == "cpu":
         keep_freed_memory()
-    depends = {
-        "settings": part_of_the_run(inputs.settings),
-        "data": inputs.summary,
-        "device": inputs.device.type,
-        "fresh": args.fresh,
-    }
+    depends = {"settings": part_of_the_run(inputs.settings), "data": inputs.summary,
+               "device": inputs.device.type, "fresh": args.fresh}
     log = RunFolder(args.output_dir, inputs.settings, inputs.summary, identity_of(depends, four_phases)[0],
                     args.save_seconds, open_tracker(args.report_to, args.output_dir, inputs.settings))
     for line in describe_inputs(inputs, drawn):
@@ -461,38 +377,17 @@ class Experiment:
     def alternating(self):
         return self.inputs.protocol.phase_order == "alternating"
 
-    def open(self, name, function, settings, reads, **more):
-        """The phase `name`, found finished or to be computed. function: the one that assembles it, here."""
-        return self.store.open(
-            name, function, settings, reads, self.log.lines_of(name), without=self.not_called(), **more
-        )
-
-    def not_called(self):
-        """Names of code that this run does not call, whatever its functions mention."""
-        return () if self.alternating else ("Alternation",)
+    # settings, and what a phase's result hangs on
 
     def training(self, kind, epochs, batch_size, learning_rate, **more):
         """The settings of a phase: a dataclass `kind`, whose fields are all that the phase may read."""
-        args = self.inputs.args
-        more |= {
-            name: value
-            for name, value in asdict(self.inputs.protocol).items()
-            if name in kind.__dataclass_fields__
-        }
-        return kind(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=args.weight_decay,
-            max_grad_norm=args.max_grad_norm,
-            head_dropout=args.head_dropout,
-            seed=args.seed,
-            select_on=args.select_on,
-            eval_batch_size=self.eval_batch_size,
-            device=self.device.type,
-            precision=args.precision,
-            **more,
-        )
+        args, choices = self.inputs.args, asdict(self.inputs.protocol)
+        more |= {name: value for name, value in choices.items() if name in kind.__dataclass_fields__}
+        return kind(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+                    weight_decay=args.weight_decay, max_grad_norm=args.max_grad_norm,
+                    head_dropout=args.head_dropout, seed=args.seed, select_on=args.select_on,
+                    eval_batch_size=self.eval_batch_size, device=self.device.type, precision=args.precision,
+                    **more)
 
     def distillation(self, alpha, beta, temperature):
         """The settings of phase 2."""
@@ -503,28 +398,35 @@ class Experiment:
     def meta_training(self):
         """The settings of phase 3."""
         args = self.inputs.args
-        return self.training(
-            MetaTraining,
-            args.meta_epochs,
-            args.val_dataloader_size,
-            args.meta_learning_rate,
-            loss=loss_name(args),
-        )
+        return self.training(MetaTraining, args.meta_epochs, args.val_dataloader_size,
+                             args.meta_learning_rate, loss=loss_name(args))
 
     def reads(self, *splits, **others):
-        """What a phase reads, for its identity: the task, checksums of splits as a model reads them, and
+        """What a phase reads, for its identity: the task, checksums of splits as a model reads them,
         `others`."""
-        task = self.inputs.task
-        return {
-            "task": [task.name, task.kind, task.outputs, *task.metrics],
-            **{name: self.inputs.data[name].encoded_checksum() for name in (*splits, *self.inputs.evaluated)},
-            **others,
-        }
+        task, data = self.inputs.task, self.inputs.data
+        read = {name: data[name].encoded_checksum() for name in (*splits, *self.inputs.evaluated)}
+        return {"task": [task.name, task.kind, task.outputs, *task.metrics], **read, **others}
+
+    def open(self, name, function, settings, reads, **more):
+        """The Phase `name`, found finished or to be computed. function: the one that assembles it, above."""
+        return self.store.open(name, function, settings, reads, self.log.lines_of(name),
+                               without=self.not_called(), **more)
+
+    def not_called(self):
+        """Names of code that this run does not call, though the phases' functions mention it."""
+        return () if self.alternating else ("Alternation",)
+
+    # what the phases work with
+
+    def loop(self, phase, predict_split):
+        """What every loop takes besides models, data and settings."""
+        return {"evaluator": self.evaluator(predict_split), "streams": self.streams(phase.name),
+                "log": phase.log, "saver": phase.saver}
 
     def evaluator(self, predict_split):
-        return Evaluator(
-            predict_split, self.inputs.evaluated, self.inputs.args.select_on, self.inputs.protocol.selection
-        )
+        return Evaluator(predict_split, self.inputs.evaluated, self.inputs.args.select_on,
+                         self.inputs.protocol.selection)
 
     def streams(self, phase):
         return RandomStreams(self.inputs.args.seed, phase, self.inputs.protocol.data_order)
@@ -537,16 +439,9 @@ class Experiment:
 
     def new_student(self):
         """The first n layers of the pre-trained checkpoint, with new heads."""
-        args = self.inputs.args
-        return load_model(
-            self.inputs.checkpoints.student,
-            self.inputs.tasks,
-            args.seed,
-            "student",
-            args.nlayers,
-            self.bf16,
-            args.head_dropout,
-        ).to(self.device)
+        args, inputs = self.inputs.args, self.inputs
+        return load_model(inputs.checkpoints.student, inputs.tasks, args.seed, "student", args.nlayers,
+                          self.bf16, args.head_dropout).to(self.device)
 
     def alternation(self, teacher, kd_settings, saver):
         """The Alternation, run once."""
@@ -554,58 +449,48 @@ class Experiment:
             self.alternated = Alternation(self, teacher, kd_settings, saver)
         return self.alternated
 
+    # what they leave
+
+    def publish(self, phase, best, model):
+        """Keep a model as the artefact of a phase."""
+        with phase.publish(best) as folder:
+            save_model(model, folder, [self.inputs.task.name], self.inputs.checkpoints.tokenizer)
+
     def answer(self, predict_split, split):
         """What a model answers to a split: a list."""
         return split.task.rules.answer(predict_split(split)).tolist()
 
     def add_row(self, name, phase, predict_split):
         """A row from a finished phase: answers to dev and test, scored where labelled."""
-        answers = {
-            split: phase.answers(self.inputs.data[split], lambda split: self.answer(predict_split, split))
-            for split in ("dev", "test")
-            if split in self.inputs.data
-        }
+        data = self.inputs.data
+        answers = {split: phase.answers(data[split], lambda split: self.answer(predict_split, split))
+                   for split in ("dev", "test") if split in data}
         self.write_row(name, name, phase.seconds, answers, {"epoch": phase.best["epoch"]})
 
     def write_row(self, name, phase, seconds, answers, when):
         """Prediction files and figures of a row. answers: {split: answers}; when: the epoch or episode
         kept."""
+        task, data = self.inputs.task, self.inputs.data
         for split, found in answers.items():
-            path = self.log.path / "predictions" / name / split / f"{self.inputs.task.name}.jsonl"
-            write_predictions(path, self.inputs.task, self.inputs.data[split].idx, found)
-        dev = self.inputs.data["dev"]
-        figures = {**row_of(dev, answers["dev"]), **when} if dev.labelled else None
+            path = self.log.path / "predictions" / name / split / f"{task.name}.jsonl"
+            write_predictions(path, task, data[split].idx, found)
+        figures = {**row_of(data["dev"], answers["dev"]), **when} if data["dev"].labelled else None
         self.log.add_row(name, phase, seconds, figures)
 
     def finish(self):
         """Write result.json. Returns exit code 0."""
-        args, task, dev = self.inputs.args, self.inputs.task, self.inputs.data["dev"]
-        functions = {
-            "teacher": fine_tune,
-            "student": train_undistilled,
-            "kd": distill,
-            "meta_teacher": teach_meta_teacher,
-            "kd_200": continue_distillation,
-            "mpdistil": follow_curriculum,
-        }
-        facts = {
-            "task": task.name,
-            "protocol": args.protocol,
-            "set": args.set,
-            "protocol_choices": asdict(self.inputs.protocol),
-            "loss": loss_name(args),
-            "reward": args.reward_function,
-            "curriculum": args.curriculum,
-            "seed": args.seed,
-            "teacher_model": args.teacher_model,
-            "student_model": args.student_model,
-            "nlayers": args.nlayers,
-            "select_on": args.select_on,
-            "dev_labels": count_labels(dev) if dev.labelled else None,
-            "data": self.inputs.summary,
-            "stopped_after": args.stop_after,
-            "code": {phase: describe_code(functions[phase], self.not_called()) for phase in self.log.seconds},
-        }
+        args, inputs, dev = self.inputs.args, self.inputs, self.inputs.data["dev"]
+        functions = {"teacher": fine_tune, "student": train_undistilled, "kd": distill,
+                     "meta_teacher": teach_meta_teacher, "kd_200": continue_distillation,
+                     "mpdistil": follow_curriculum}
+        facts = {"task": inputs.task.name, "protocol": args.protocol, "set": args.set,
+                 "protocol_choices": asdict(inputs.protocol), "loss": loss_name(args),
+                 "reward": args.reward_function, "curriculum": args.curriculum, "seed": args.seed,
+                 "teacher_model": args.teacher_model, "student_model": args.student_model,
+                 "nlayers": args.nlayers, "select_on": args.select_on, "dev_labels": count_labels(dev) if dev.labelled else None,
+                 "data": inputs.summary, "stopped_after": args.stop_after,
+                 "code": {phase: describe_code(functions[phase], self.not_called())
+                          for phase in self.log.seconds}}
         return self.log.finish(facts, self.store.phases)
 
 
@@ -625,16 +510,12 @@ def main(args):
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "error: stopped by a second SIGINT; the same command goes on from the last saved state",
-            file=sys.stderr,
-        )
+        print("error: stopped by a second SIGINT; the same command goes on from the last saved state",
+              file=sys.stderr)
         return 130
     except (OSError, SafetensorError) as error:  # the second: how safetensors says that the disk is full
-        print(
-            f"error: {error}; what was saved before is whole: mend the cause and give the same command again",
-            file=sys.stderr,
-        )
+        print(f"error: {error}; what was saved before is whole: mend the cause and give the same command "
+              "again", file=sys.stderr)
         return 1
 
 

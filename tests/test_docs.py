@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from arguments import build_parser, parse_arguments
+from arguments import Protocol, build_parser, parse_arguments
 from conftest import ROOT, read_lines
-from protocols import Protocol
 
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]

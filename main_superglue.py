@@ -240,8 +240,8 @@ def follow_curriculum(lab, teacher, student, meta_teacher):
     args, inputs, names, model = lab.inputs.args, lab.inputs, list(lab.inputs.quiz), student.model
     policy = Policy(model.state_predictor.in_features, len(names), args.seed).to(lab.device)
     settings = lab.training(CurriculumTraining, args.num_episodes, args.val_dataloader_size,
-                            args.learning_rate, policy_learning_rate=args.meta_learning_rate, reward=args.reward_function,
-                            curriculum=args.curriculum)
+                            args.learning_rate, policy_learning_rate=args.meta_learning_rate,
+                            reward=args.reward_function, curriculum=args.curriculum)
     best = train_curriculum(model, meta_teacher.heads, policy, teacher.outputs, inputs.quiz, inputs.task.name,
                             settings, lab.evaluator(lab.predictor(model)), lab.streams("mpdistil"), lab.log,
                             lab.log.saver)
@@ -325,8 +325,8 @@ def locked(output_dir):
     """No other process works in the run's folder."""
     folder = output_dir.resolve()
     check_folder(folder.parent, "--output_dir")
-    return lock(folder.with_name(f".{folder.name}.lock"), busy=f"--output_dir {output_dir}: another process is "
-                "at work on this run; wait for it, or give another folder")
+    return lock(folder.with_name(f".{folder.name}.lock"), busy=f"--output_dir {output_dir}: another process "
+                "is at work on this run; wait for it, or give another folder")
 
 
 def open_experiment(inputs, again=False):
@@ -487,7 +487,8 @@ class Experiment:
                  "protocol_choices": asdict(inputs.protocol), "loss": loss_name(args),
                  "reward": args.reward_function, "curriculum": args.curriculum, "seed": args.seed,
                  "teacher_model": args.teacher_model, "student_model": args.student_model,
-                 "nlayers": args.nlayers, "select_on": args.select_on, "dev_labels": count_labels(dev) if dev.labelled else None,
+                 "nlayers": args.nlayers, "select_on": args.select_on,
+                 "dev_labels": count_labels(dev) if dev.labelled else None,
                  "data": inputs.summary, "stopped_after": args.stop_after,
                  "code": {phase: describe_code(functions[phase], self.not_called())
                           for phase in self.log.seconds}}

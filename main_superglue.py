@@ -10,7 +10,7 @@ import copy
 import shutil
 import sys
 from argparse import Namespace
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from arguments import Protocol, loss_name, parse_arguments, part_of_the_run, resolve_protocol
 
@@ -242,6 +242,7 @@ def follow_curriculum(lab, teacher, student, meta_teacher):
     settings = lab.training(CurriculumTraining, args.num_episodes, args.val_dataloader_size,
                             args.learning_rate, policy_learning_rate=args.meta_learning_rate,
                             reward=args.reward_function, curriculum=args.curriculum)
+    lab.note_code("mpdistil", follow_curriculum)
     best = train_curriculum(model, meta_teacher.heads, policy, teacher.outputs, inputs.quiz, inputs.task.name,
                             settings, lab.evaluator(lab.predictor(model)), lab.streams("mpdistil"), lab.log,
                             lab.log.saver)
@@ -355,11 +356,12 @@ def open_experiment(inputs, again=False):
 @dataclass
 class Experiment:
     """The checked inputs, the run's folder, the store of finished phases, and what the phases share.
-    alternated: where phases 2 and 3 take turns, what they made."""
+    alternated: where phases 2 and 3 take turns, what they made; code: {phase: what its result hangs on}."""
     inputs: Inputs
     log: RunFolder
     store: PhaseStore
     alternated: Alternation | None = None
+    code: dict = field(default_factory=dict)
 
     @property
     def device(self):
@@ -410,8 +412,13 @@ class Experiment:
 
     def open(self, name, function, settings, reads, **more):
         """The Phase `name`, found finished or to be computed. function: the one that assembles it, above."""
+        self.note_code(name, function)
         return self.store.open(name, function, settings, reads, self.log.lines_of(name),
                                without=self.not_called(), **more)
+
+    def note_code(self, name, function):
+        """Have result.json say what the result of a phase hangs on."""
+        self.code[name] = describe_code(function, self.not_called())
 
     def not_called(self):
         """Names of code that this run does not call, though the phases' functions mention it."""
@@ -480,18 +487,13 @@ class Experiment:
     def finish(self):
         """Write result.json. Returns exit code 0."""
         args, inputs, dev = self.inputs.args, self.inputs, self.inputs.data["dev"]
-        functions = {"teacher": fine_tune, "student": train_undistilled, "kd": distill,
-                     "meta_teacher": teach_meta_teacher, "kd_200": continue_distillation,
-                     "mpdistil": follow_curriculum}
         facts = {"task": inputs.task.name, "protocol": args.protocol, "set": args.set,
                  "protocol_choices": asdict(inputs.protocol), "loss": loss_name(args),
                  "reward": args.reward_function, "curriculum": args.curriculum, "seed": args.seed,
                  "teacher_model": args.teacher_model, "student_model": args.student_model,
                  "nlayers": args.nlayers, "select_on": args.select_on,
                  "dev_labels": count_labels(dev) if dev.labelled else None,
-                 "data": inputs.summary, "stopped_after": args.stop_after,
-                 "code": {phase: describe_code(functions[phase], self.not_called())
-                          for phase in self.log.seconds}}
+                 "data": inputs.summary, "stopped_after": args.stop_after, "code": self.code}
         return self.log.finish(facts, self.store.phases)
 
 

@@ -180,67 +180,20 @@ class Task:
         return 1 if self.rules.choices else len(self.labels)
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            "BoolQ",
-            {"question": str, "passage": str},
-            (False, True),
-            ("false", "true"),
-            build_pair("question", "passage"),
-            (9427, 3270, 3245),
-        ),
-        Task(
-            "CB",
-            {"premise": str, "hypothesis": str},
-            *[("entailment", "contradiction", "neutral")] * 2,
-            build_pair("premise", "hypothesis"),
-            (250, 56, 250),
-            metrics=("accuracy", "f1"),
-        ),
-        Task(
-            "COPA",
-            {"premise": str, "choice1": str, "choice2": str, "question": str},
-            (0, 1),
-            (0, 1),
-            build_copa,
-            (400, 100, 500),
-            kind="multiple_choice",
-        ),
-        Task(
-            "RTE",
-            {"premise": str, "hypothesis": str},
-            *[("entailment", "not_entailment")] * 2,
-            build_pair("premise", "hypothesis"),
-            (2490, 277, 3000),
-        ),
-        Task(
-            "WiC",
-            {
-                "word": str,
-                "sentence1": str,
-                "sentence2": str,
-                "start1": int,
-                "start2": int,
-                "end1": int,
-                "end2": int,
-            },
-            (False, True),
-            ("false", "true"),
-            build_wic,
-            (5428, 638, 1400),
-        ),
-        Task(
-            "WSC",
-            {"text": str, "span1_index": int, "span2_index": int, "span1_text": str, "span2_text": str},
-            (False, True),
-            ("False", "True"),
-            build_wsc,
-            (554, 104, 146),
-        ),
-    )
-}
+TASKS = {task.name: task for task in (
+    Task("BoolQ", {"question": str, "passage": str}, (False, True), ("false", "true"),
+         build_pair("question", "passage"), (9427, 3270, 3245)),
+    Task("CB", {"premise": str, "hypothesis": str}, *[("entailment", "contradiction", "neutral")] * 2,
+         build_pair("premise", "hypothesis"), (250, 56, 250), metrics=("accuracy", "f1")),
+    Task("COPA", {"premise": str, "choice1": str, "choice2": str, "question": str}, (0, 1), (0, 1), build_copa,
+         (400, 100, 500), kind="multiple_choice"),
+    Task("RTE", {"premise": str, "hypothesis": str}, *[("entailment", "not_entailment")] * 2,
+         build_pair("premise", "hypothesis"), (2490, 277, 3000)),
+    Task("WiC", {"word": str, "sentence1": str, "sentence2": str, "start1": int, "start2": int, "end1": int,
+                 "end2": int}, (False, True), ("false", "true"), build_wic, (5428, 638, 1400)),
+    Task("WSC", {"text": str, "span1_index": int, "span2_index": int, "span1_text": str, "span2_text": str},
+         (False, True), ("False", "True"), build_wsc, (554, 104, 146)),
+)}
 
 
 def protocol_task(task, protocol):

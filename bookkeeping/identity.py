@@ -28,7 +28,7 @@ ASSEMBLY = "main_superglue"
 VERSIONS = ("torch", "transformers")
 ALWAYS_CALLED = ("forward",)  # of a class, beside the methods whose names begin with __
 # methods that leave a phase's result alone: how a kill is survived, what is said of a result
-NO_RESULT = ("state_dict", "load_state_dict", "add_row", "write_row")
+NO_RESULT = ("state_dict", "load_state_dict", "add_row", "write_row", "note_code")
 
 
 @dataclass(frozen=True)

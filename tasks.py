@@ -160,7 +160,7 @@ class Task:
     labels: tuple
     answers: tuple
     build: Callable
-    official: tuple
+    official: tuple | None = None
     kind: str = "classification"
     metrics: tuple = ("accuracy",)
 
@@ -185,8 +185,8 @@ TASKS = {task.name: task for task in (
          build_pair("question", "passage"), (9427, 3270, 3245)),
     Task("CB", {"premise": str, "hypothesis": str}, *[("entailment", "contradiction", "neutral")] * 2,
          build_pair("premise", "hypothesis"), (250, 56, 250), metrics=("accuracy", "f1")),
-    Task("COPA", {"premise": str, "choice1": str, "choice2": str, "question": str}, (0, 1), (0, 1), build_copa,
-         (400, 100, 500), kind="multiple_choice"),
+    Task("COPA", {"premise": str, "choice1": str, "choice2": str, "question": str}, (0, 1), (0, 1),
+         build_copa, (400, 100, 500), kind="multiple_choice"),
     Task("RTE", {"premise": str, "hypothesis": str}, *[("entailment", "not_entailment")] * 2,
          build_pair("premise", "hypothesis"), (2490, 277, 3000)),
     Task("WiC", {"word": str, "sentence1": str, "sentence2": str, "start1": int, "start2": int, "end1": int,

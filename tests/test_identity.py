@@ -1,4 +1,5 @@
-"""What a phase's identity covers: the code that its result hangs on, the assembly included, and nothing else."""
+"""What a phase's identity covers: the code that its result hangs on, the assembly included, and nothing
+else."""
 import json
 import shutil
 
@@ -40,34 +41,59 @@ def edited(tmp_path, monkeypatch):
     forget()
 
 
-@pytest.mark.parametrize("file, old, new, phases", [
-    # what a phase's result hangs on
-    ("main_superglue.py", "copy.deepcopy(student.model)", "lab.new_student()", {"kd_200"}),
-    ("main_superglue.py", 'args.seed, "student", args.nlayers', 'args.seed, "teacher", args.nlayers',
-     {"student", "kd"}),
-    ("main_superglue.py", "alpha=0.0, beta=0.0, temperature=1.0", "alpha=0.1, beta=0.0, temperature=1.0", {"student"}),
-    ("main_superglue.py", "policy_learning_rate=args.", "policy_learning_rate=2 * args.", {"mpdistil"}),
-    ("curriculum.py", "DISCOUNT = 0.99", "DISCOUNT = 0.5", {"mpdistil"}),
-    ("curriculum.py", "ce - p_student.mean() +", "ce +", {"mpdistil"}),
-    ("meta_policy.py", "0.5 * rules.loss(outputs_student, labels)", "0.6 * rules.loss(outputs_student, labels)",
-     {"meta_teacher"}),
-    ("meta_policy.py", "alpha * soft + (1 - alpha) * ce", "soft + (1 - alpha) * ce", {"student", "kd", "kd_200"}),
-    ("meta_policy.py", "optimizer.step()", "optimizer.step(None)", EVERY),
-    ("tasks.py", "temperature ** 2 * F.mse_loss", "temperature * F.mse_loss", EVERY),
-    ("metrics.py", "if not value > self.score:", "if not value >= self.score:", EVERY),
-    ("models.py", "std=0.02", "std=0.03", EVERY),
-    ("data_utils.py", "order[start:start + batch_size]", "order[start:start + batch_size + 0]", EVERY),
-    # what no phase's result hangs on
-    ("metrics.py", 'return {**score(split.task, answers, split.labels), "right": right}',
-     'return {**score(split.task, answers, split.labels), "right": right, "new": 1}', set()),
-    ("tasks.py", "(2490, 277, 3000)", "(2490, 277, 3001)", set()),
-    ("bookkeeping/files.py", "waiting for another run", "waiting for some other run", set()),
-    ("bookkeeping/states.py", "SHARE = 0.01", "SHARE = 0.02", set()),
-    ("bookkeeping/phases.py", "already computed", "computed already", set()),
-    ("arguments.py", '"passes over quiz"', '"epochs"', set()),
-    ("curriculum.py", '"""Of a distribution, in nats.', '"""Of some distribution, in nats.', set()),
-    ("main_superglue.py", "holds this run, finished; nothing to do", "is finished", set()),
-])
+@pytest.mark.parametrize(
+    "file, old, new, phases",
+    [
+        # what a phase's result hangs on
+        ("main_superglue.py", "copy.deepcopy(student.model)", "lab.new_student()", {"kd_200"}),
+        (
+            "main_superglue.py",
+            'args.seed, "student", args.nlayers',
+            'args.seed, "teacher", args.nlayers',
+            {"student", "kd"},
+        ),
+        (
+            "main_superglue.py",
+            "alpha=0.0, beta=0.0, temperature=1.0",
+            "alpha=0.1, beta=0.0, temperature=1.0",
+            {"student"},
+        ),
+        ("main_superglue.py", "policy_learning_rate=args.", "policy_learning_rate=2 * args.", {"mpdistil"}),
+        ("curriculum.py", "DISCOUNT = 0.99", "DISCOUNT = 0.5", {"mpdistil"}),
+        ("curriculum.py", "ce - p_student.mean() +", "ce +", {"mpdistil"}),
+        (
+            "meta_policy.py",
+            "0.5 * rules.loss(outputs_student, labels)",
+            "0.6 * rules.loss(outputs_student, labels)",
+            {"meta_teacher"},
+        ),
+        (
+            "meta_policy.py",
+            "alpha * soft + (1 - alpha) * ce",
+            "soft + (1 - alpha) * ce",
+            {"student", "kd", "kd_200"},
+        ),
+        ("meta_policy.py", "optimizer.step()", "optimizer.step(None)", EVERY),
+        ("tasks.py", "temperature ** 2 * F.mse_loss", "temperature * F.mse_loss", EVERY),
+        ("metrics.py", "if not value > self.score:", "if not value >= self.score:", EVERY),
+        ("models.py", "std=0.02", "std=0.03", EVERY),
+        ("data_utils.py", "order[start:start + batch_size]", "order[start:start + batch_size + 0]", EVERY),
+        # what no phase's result hangs on
+        (
+            "metrics.py",
+            'return {**score(split.task, answers, split.labels), "right": right}',
+            'return {**score(split.task, answers, split.labels), "right": right, "new": 1}',
+            set(),
+        ),
+        ("tasks.py", "(2490, 277, 3000)", "(2490, 277, 3001)", set()),
+        ("bookkeeping/files.py", "waiting for another run", "waiting for some other run", set()),
+        ("bookkeeping/states.py", "SHARE = 0.01", "SHARE = 0.02", set()),
+        ("bookkeeping/phases.py", "already computed", "computed already", set()),
+        ("arguments.py", '"passes over quiz"', '"epochs"', set()),
+        ("curriculum.py", '"""Of a distribution, in nats.', '"""Of some distribution, in nats.', set()),
+        ("main_superglue.py", "holds this run, finished; nothing to do", "is finished", set()),
+    ],
+)
 def test_an_edit_reaches_the_phases_that_hang_on_it(file, old, new, phases, edited):
     """And no others. A phase's identity covers those of the phases that it reads besides: here it is the code
     alone."""
@@ -92,7 +118,9 @@ def test_a_finished_run_that_other_code_made(command, edited, capsys):
     edited("curriculum.py", "DISCOUNT = 0.99", "DISCOUNT = 0.5")
     assert command(**flags)[0] == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "made by other code (changed since: mpdistil)" in said and "--fresh" in said
+    assert (
+        said.count("\n") == 1 and "made by other code (changed since: mpdistil)" in said and "--fresh" in said
+    )
     code, folder = command(**flags, fresh=True)
     assert code == 0 and json.loads((folder / "result.json").read_text())["reused"] == []
 

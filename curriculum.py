@@ -179,8 +179,8 @@ def values_of_state(student):
 
 def fixed_state(student, values):
     """The state of a whole episode, (1, hidden), with a gradient to the student (METHOD.md row 14). It is
-    read from copies that hold `values`, so that steps within the episode may change the weights before the policy
-    loss goes backward to them."""
+    read from copies that hold `values`, so that steps within the episode may change the weights before the
+    policy loss goes backward to them."""
     predictor = student.state_predictor
     copies = {"weight": predictor.weight.clone(), "bias": predictor.bias.clone(),
               "pooler": student.encoder.pooler_weight.clone()}
@@ -223,8 +223,8 @@ def check_update(number, figures, updated):
 def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_task, settings, evaluator,
                      streams, log, saver=None):
     """Phase 4. quiz: {curriculum task: its quiz Split}, in the order of the policy's actions. Reads the
-    frozen teacher's pooled outputs by example; leaves the best episode's weights in student and the last ones in
-    policy. Goes on from the saver's state, if there is one. Returns the Best.
+    frozen teacher's pooled outputs by example; leaves the best episode's weights in student and the last ones
+    in policy. Goes on from the saver's state, if there is one. Returns the Best.
 
     A step: an action picks a task, one of its quiz batches trains the student, and the reward is taken on a
     quiz batch of the main task. credit "same_step": the action is drawn, used and credited in one step;

@@ -74,7 +74,7 @@ class Comparison:
     def weights(self, kind, ours, theirs):
         """Tensors, or their norms, by name."""
         self.equal(f"{kind} names", sorted(ours), sorted(theirs))
-        for name in ours.keys() & theirs.keys():
+        for name in sorted(ours.keys() & theirs.keys()):
             key_bias = name.endswith("attention.self.key.bias")
             self.close(
                 f"{kind} of key biases (absolute)" if key_bias else kind,

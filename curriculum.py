@@ -118,9 +118,9 @@ class Episode:
     number: from 1; order: the main task's quiz batches, a step each, None before it begins. Of the steps so
     far: used, the actions whose task trained the student; credited, those that the step's reward is credited
     to; states (1, hidden) that they were drawn from; rewards. upcoming: the action of the next step, where it
-    is drawn a step before. p_before: p_S(y|x) of the main quiz (examples), where rewards are of the weights
-    from before the episode. begun: what the state of the whole episode is read from, where it is fixed at its
-    start. gradient_norm: of what was applied at its end.
+    is drawn a step before. What the rewards compare, of the main quiz (examples): p_teacher, p_T'(y|x); and
+    p_before, p_S(y|x), where they are of the weights from before the episode. begun: what the state of the
+    whole episode is read from, where it is fixed at its start. gradient_norm: of what was applied at its end.
     """
     number: int = 1
     order: list | None = None
@@ -129,6 +129,7 @@ class Episode:
     states: list = field(default_factory=list)
     rewards: list = field(default_factory=list)
     upcoming: int | None = None
+    p_teacher: torch.Tensor | None = None
     p_before: torch.Tensor | None = None
     begun: dict | None = None
     gradient_norm: torch.Tensor | None = None
@@ -246,7 +247,7 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
     learner = Trained(student, make_optimizer(student, settings.learning_rate, settings))
     decider = Trained(policy, make_optimizer(policy, settings.policy_learning_rate, settings))
     batches = QuizBatches(quiz, settings.batch_size, settings.quiz_batches, streams)
-    best, episode, meter = evaluator.best(), Episode(), Meter(student)
+    best, episode, meter = evaluator.best(), Episode(p_teacher=p_teacher), Meter(student)
     state = {"student": learner, "policy": decider, "streams": streams, "random": GlobalGenerators(),
              "batches": batches, "best": best, "episode": episode, "meter": meter, "log": log}
     saver.restore(state, device)
@@ -322,7 +323,8 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
                     with torch.no_grad():
                         p_student = main_rules.agreement(student(main_task, batch)[0], batch.labels)
                 dtype = torch.float32 if settings.reward_precision == "float32" else None
-                reward = REWARDS[settings.reward](p_student, p_teacher[places], len(main_quiz), dtype)
+                reward = REWARDS[settings.reward](p_student, episode.p_teacher[places], len(main_quiz),
+                                                    dtype)
                 episode.rewards.append(reward)
                 if not finite:
                     break  # meter.means() says what and where

@@ -24,6 +24,9 @@ from models import FrozenEncoder
 
 # a table of frozen outputs up to this size lies on the GPU, a larger one in its file
 RESIDENT_BYTES = 2 << 30
+# of environment.json: where a phase was computed, which is no part of its identity
+OF_THE_PHASE = ("python", "torch", "transformers", "platform", "cpu", "cpu_threads", "gpu", "git_commit",
+                "git_changes")
 
 
 def split_file(split, ending):
@@ -36,7 +39,8 @@ class Phase:
     """A phase that is being opened: found finished, or to be computed and published.
 
     identity (sha256) is of depends_on, folder that of the artefact; splits: those that answers may be about;
-    best: {"epoch", "scores"}; seconds: what computing took.
+    best: {"epoch", "scores"}; seconds: what computing took; environment: where, and by what commit, it was
+    computed.
     """
     name: str
     identity: str
@@ -49,6 +53,7 @@ class Phase:
     reused: bool = False
     best: dict = field(default_factory=dict)
     seconds: float = 0.0
+    environment: dict = field(default_factory=dict)
 
     def read(self):
         """Take over what an artefact says of itself; InputError if it was altered."""
@@ -62,7 +67,8 @@ class Phase:
             if not (self.folder / file).is_file() or checksum(self.folder / file) != expected:
                 raise InputError(f"{self.folder / file}: not the bytes that were written (sha256); remove "
                                  f"{self.folder}")
-        self.best, self.seconds, self.finished, self.reused = record["best"], record["seconds"], True, True
+        self.best, self.seconds, self.environment = record["best"], record["seconds"], record["environment"]
+        self.finished = self.reused = True
         self.log.take((self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True))
 
     @contextmanager
@@ -84,7 +90,7 @@ class Phase:
         self.seconds = round(sum(json.loads(line)["seconds"] for line in self.log.lines), 2)
         write_record(part / "phase.json", {
             "phase": self.name, "identity": self.identity, "depends_on": self.depends_on, "best": self.best,
-            "seconds": self.seconds, "files": checksums(part)})
+            "seconds": self.seconds, "environment": self.environment, "files": checksums(part)})
         publish(part, self.folder)
         self.finished = True
 
@@ -98,10 +104,12 @@ class Phase:
 
 class PhaseStore:
     """The phases under --phase_dir. splits: {name: Split} of the main task; saver_of(folder, identity): a
-    Saver; say: for lines in the log. phases: {name: Phase}, those that were opened."""
+    Saver; say: for lines in the log; environment: where, and by what commit, this process computes. phases:
+    {name: Phase}, those that were opened."""
 
-    def __init__(self, folder, splits, saver_of, say):
+    def __init__(self, folder, splits, saver_of, say, environment):
         self.folder, self.splits, self.saver_of, self.say, self.phases = folder, splits, saver_of, say, {}
+        self.environment = {name: value for name, value in environment.items() if name in OF_THE_PHASE}
         folder.mkdir(exist_ok=True)
 
     @contextmanager
@@ -118,7 +126,8 @@ class PhaseStore:
         folder = self.folder / f"{name}-{identity[:16]}"
         with lock(self.folder / f".{folder.name}.lock", self.say):
             saver = self.saver_of(self.folder / f".{folder.name}.state", folder.name)
-            phase = self.phases[name] = Phase(name, identity, depends, folder, self.splits, log, saver)
+            phase = self.phases[name] = Phase(name, identity, depends, folder, self.splits, log, saver,
+                                                 environment=self.environment)
             log.show()
             if (folder / "phase.json").is_file():
                 phase.read()

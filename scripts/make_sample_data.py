@@ -73,7 +73,8 @@ def cb(rng, label):
     deed, never = rng.choice(DEEDS)
     hypothesis = f"{other} {deed}"
     premises = {"entailment": f"{person} knows that {other} {deed} {rng.choice(DAYS)}. Everybody saw it.",
-                "contradiction": f"{person} lied when saying that {other} {deed}. In truth it never happened.",
+                "contradiction": f"{person} lied when saying that {other} {deed}."
+                                 " In truth it never happened.",
                 "neutral": f"{person} asks whether {other} {deed} or {never}. Nobody has an answer yet."}
     return {"premise": premises[label], "hypothesis": hypothesis}
 

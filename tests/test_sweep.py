@@ -11,10 +11,11 @@ import time
 
 import pytest
 
+from lib.rows import ROWS, read_paper
+
 import make_tables
 import sweep
 from conftest import ROOT
-from lib.rows import ROWS, read_paper
 
 
 def printed(capsys, *words):
@@ -118,7 +119,8 @@ args = parse_arguments(sys.argv[1:])
 name = args.task + "/" + args.output_dir.name
 with open({log!r}, "a") as log: log.write(f"start {{name}} {{os.environ.get('OMP_NUM_THREADS')}}\\n")
 args.output_dir.mkdir(parents=True, exist_ok=True)
-(args.output_dir / "args.json").write_text(json.dumps({{n: str(v) if isinstance(v, Path) else v for n, v in vars(args).items()}}))
+there = {{n: str(v) if isinstance(v, Path) else v for n, v in vars(args).items()}}
+(args.output_dir / "args.json").write_text(json.dumps(there))
 print("at work", flush=True)
 time.sleep({sleep})
 if args.task == "CB" and Path({broken!r}).exists() and not args.stop_after is None: sys.exit(1)

@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-import make_tables
-from conftest import ROOT
 from lib import run_records
 from lib.rows import MPDISTIL, ROWS
 from lib.statistics import (
@@ -23,6 +21,9 @@ from lib.statistics import (
     mean_interval,
     permutation_p,
 )
+
+import make_tables
+from conftest import ROOT
 
 # --- statistics ---------------------------------------------------------------------------------------------
 
@@ -513,15 +514,18 @@ def test_the_results_say_what_the_committed_page_says():
 
 
 def test_the_readme_says_what_the_committed_page_says():
-    """Its headline table has the page's rows and some of its columns; its three sentences are beginnings of the page's."""
+    """Its headline table has the page's rows and some of its columns; its three sentences are beginnings of
+    the page's."""
     headline = sections((ROOT / "README.md").read_text())["Result"]
     page = sections((ROOT / "results" / "table_1a-minilm" / "table.md").read_text())
     ours, theirs = ([[cell.strip() for cell in line.strip("|").split("|")]
-                     for line in re.search(r"(^\|.*\n)+", text, re.MULTILINE).group().splitlines() if not re.fullmatch(r"[|:-]+", line)]
+                     for line in re.search(r"(^\|.*\n)+", text, re.MULTILINE).group().splitlines()
+                     if not re.fullmatch(r"[|:-]+", line)]
                     for text in (headline, next(iter(page.values()))))
     columns = [0, *(theirs[0].index(name) + shift for name in ours[0][1::2] for shift in (0, 1))]
     assert ours == [[row[column] for column in columns] for row in theirs] and len(columns) == 5
-    said = [" ".join(line.split()).removesuffix(".") for line in re.findall(r"^- (.*(?:\n  .*)*)", headline, re.MULTILINE)]
+    said = [" ".join(line.split()).removesuffix(".")
+            for line in re.findall(r"^- (.*(?:\n  .*)*)", headline, re.MULTILINE)]
     assert len(said) == 3
     for sentence in said:
         assert re.search(rf"^- {re.escape(sentence)}[;.]", page["What the runs say"], re.MULTILINE), sentence

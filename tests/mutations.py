@@ -1,18 +1,22 @@
-"""Change one thing of the method at a time and see that the replay of a trace notices.
+"""Change one thing of the method at a time and see that a check notices.
 
-    python tests/mutations.py [CASE_FOLDER ...]     default: the cases in tests/golden
+    python tests/mutations.py [CASE_FOLDER ...]     default: the traces in tests/golden
 
-Each mutation edits a copy of the project's files, replays the cases with it and prints which figure was out
-of tolerance first, in the order in which they are computed. Exit code 1 if any mutation goes unnoticed.
+Each mutation edits a copy of the project and names the check that has to notice: the replay of traces
+(replay.py), which knows the protocol `released` and the functions, or a case of test_reference.py, which
+knows `paper` and how the command line wires it. Printed is the first figure out of tolerance. Exit code 1 if
+any mutation goes unnoticed.
 """
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-MUTATIONS = (  # what is changed, file, text found there exactly once, text put in its place
+ROOT, WORKERS = Path(__file__).parents[1], 2
+REPLAY = (  # what is changed, file, text found there exactly once, text put in its place
     ("PKD matches teacher layers 2..n", "models.py", "states[:layers].transpose",
      "states[1:layers + 1].transpose"),
     ("PKD matches layers in another order", "meta_policy.py", "pkd_loss(states, ",
@@ -23,7 +27,7 @@ MUTATIONS = (  # what is changed, file, text found there exactly once, text put 
     ("temperature not squared", "tasks.py", "temperature ** 2 * F.mse", "temperature * F.mse"),
     ("alpha and 1 - alpha of another share", "meta_policy.py", "alpha * soft + (1 - alpha) * ce",
      "soft + (1 - alpha) * ce"),
-    ("KD teacher is the fine-tuned teacher's head", "replay.py",
+    ("KD teacher is the fine-tuned teacher's head", "tests/replay.py",
      '"kd", student, meta_teacher, teacher_outputs', '"kd", student, teacher.heads, teacher_outputs'),
     ("sign of the competitive term", "meta_policy.py", "+ rules.agreement(outputs_student, labels).mean()",
      "- rules.agreement(outputs_student, labels).mean()"),
@@ -60,8 +64,8 @@ MUTATIONS = (  # what is changed, file, text found there exactly once, text put 
     ("gradients forgotten before the step", "meta_policy.py", "optimizer.step()",
      'optimizer.zero_grad(set_to_none=settings.zero_grad == "none"), optimizer.step()'),
     ("student updated at every step", "curriculum.py", 'if settings.student_update == "each_step" and', "if"),
-    ("rewards with the weights before the first episode", "curriculum.py", "episode.p_before = rules",
-     "episode.p_before = episode.p_before if episode.p_before is not None else rules"),
+    ("rewards with the weights before the first episode", "curriculum.py", "episode.p_before = main_rules",
+     "episode.p_before = episode.p_before if episode.p_before is not None else main_rules"),
     ("action used in its own step", "arguments.py", 'choice("same_step", "next_step", 15)',
      'choice("same_step", "same_step", 15)'),
     ("selection by accuracy instead of F1", "meta_policy.py",
@@ -73,39 +77,169 @@ MUTATIONS = (  # what is changed, file, text found there exactly once, text put 
     ("padding attended to", "models.py", "attention_mask=batch.attention_mask",
      "attention_mask=torch.ones_like(batch.attention_mask)"),
 )
+REFERENCE = {  # case of test_reference.py: mutations as above
+    "dropout": (
+        ("reward before the update", "curriculum.py",
+         "                if settings.student_update == \"each_step\" and finite:\n"
+         "                    apply_gradients(learner.optimizer, settings)\n", "",
+         "                if not finite:\n                    break",
+         "                if settings.student_update == \"each_step\" and finite:\n"
+         "                    apply_gradients(learner.optimizer, settings)\n"
+         "                if not finite:\n                    break"),
+        ("reward with dropout on", "curriculum.py", '"training":\n        student.eval()',
+         '"training":\n        student.train()'),
+        ("state times 0", "curriculum.py", "student.encoder.pooler_weight).detach()",
+         "student.encoder.pooler_weight).detach() * 0"),
+        ("phases 2 to 4 read the pre-trained teacher", "main_superglue.py", "load_encoder(phase.folder, ",
+         "load_encoder(inputs.checkpoints.teacher, "),
+        ("the policy's rate is the student's", "main_superglue.py",
+         "policy_learning_rate=args.policy_learning_rate", "policy_learning_rate=args.learning_rate"),
+        ("the meta-teacher starts from new heads", "main_superglue.py",
+         "Teacher(copy.deepcopy(teacher.heads), teacher.outputs), lab.meta",
+         "Teacher(Heads(inputs.tasks, inputs.checkpoints.hidden_size, args.seed, 'teacher'), "
+         "teacher.outputs), lab.meta"),
+        ("the teacher's rate is the student's", "main_superglue.py", "args.teacher_learning_rate)",
+         "args.learning_rate)"),
+        ("another task than the chosen one trains", "curriculum.py", "name = names[episode.used[-1]]",
+         "name = names[episode.used[-1] - 1]"),
+        ("the meta-teacher learns on train", "main_superglue.py", 'student_outputs, inputs.data["quiz"]',
+         'student_outputs, inputs.data["train"]'),
+        ("the student is cut from the fine-tuned teacher", "main_superglue.py",
+         "load_model(inputs.checkpoints.student, ", 'load_model(next(args.phase_dir.glob("teacher-*")), '),
+        ("L_S reads T' on h_T", "curriculum.py",
+         "p_meta_teacher = rules.agreement(meta_teacher(name, pooled), batch.labels)",
+         "p_meta_teacher = (p_teacher[torch.from_numpy(taken)] if name == main_task else\n"
+         "                                      rules.agreement(meta_teacher(name, pooled), batch.labels))"),
+        ("L_S reads T' on h_S without dropout", "curriculum.py", "meta_teacher(name, pooled)",
+         "meta_teacher(name, student.eval().encoder(batch)[0])"),
+        ("the teacher's head has dropout in phase 2", "meta_policy.py", "teacher_heads.eval()(",
+         "teacher_heads.train()("),
+        ("frozen encoders have dropout", "models.py", "        self.encoder.eval()\n",
+         "        self.encoder.train()\n"),
+        ("evaluation with dropout on", "models.py", "(prepare or model.eval)()",
+         "(prepare or model.train)()"),
+        ("dropout has one seed in all phases", "data_utils.py", 'derive_seed(seed, phase, "dropout")',
+         'derive_seed(seed, "dropout")'),
+        ("orders have the seed of another phase", "data_utils.py",
+         "seeded_generator(self.seed, self.phase, *purpose)", 'seeded_generator(self.seed, "kd", *purpose)'),
+        ("the reward is always over the first batch", "curriculum.py",
+         "places = torch.from_numpy(indices)", "indices = episode.order[0]\n"
+         "                places = torch.from_numpy(indices)"),
+        ("the reward over the size of the batch", "curriculum.py", "len(main_quiz),\n", "len(indices),\n"),
+        ("phase 4 reads the teacher's head, not T'", "main_superglue.py",
+         "train_curriculum(model, meta_teacher.heads", "train_curriculum(model, teacher.heads"),
+        ("the state is read from another weight", "curriculum.py", "student.encoder.pooler_weight).detach()",
+         "student.encoder.body.encoder.layer[0].attention.output.dense.weight).detach()"),
+        ("the policy learns from the last state alone", "curriculum.py", "log_pi(seen) for seen in states",
+         "log_pi(states[-1]) for seen in states"),
+        ("advantages of the steps in reverse", "curriculum.py",
+         "range(len(episode.credited)), episode.credited]",
+         "range(len(episode.credited)), episode.credited[::-1]]"),
+        ("returns discounted from the episode's start", "curriculum.py",
+         'if discount_from == "episode_start":\n        rewards', "if True:\n        rewards"),
+        ("quiz batches composed once", "curriculum.py", 'if kind == "fixed" else None', "if True else None"),
+        ("the student is updated once an episode", "curriculum.py", '"each_step" and finite',
+         '"each_step" and len(episode.used) == len(episode.order)'),
+        ("the undistilled student keeps alpha", "main_superglue.py", "distillation(alpha=0.0",
+         "distillation(alpha=lab.inputs.args.alpha"),
+        ("kd_200 starts from a new student", "main_superglue.py", "lab.inputs, copy.deepcopy(student.model)",
+         "lab.inputs, lab.new_student()"),
+        ("kd_200 looks after whole passes", "main_superglue.py", "epoch_steps=steps", "epoch_steps=None"),
+        ("train and quiz are divided by another seed", "data_utils.py", "(split_seed, task_name, number)",
+         "(0, task_name, number)"),
+        ("the student's heads are drawn as the teacher's", "main_superglue.py", 'args.seed, "student", ',
+         'args.seed, "teacher", '),
+    ),
+    "quiz selects": (
+        ("dev selects where quiz should", "main_superglue.py",
+         "self.inputs.evaluated, self.inputs.args.select_on", 'self.inputs.evaluated, "dev"'),
+        ("the policy's gradient is not clipped", "curriculum.py",
+         "backward(loss, policy, settings.max_grad_norm)", "backward(loss, policy, 1e9)"),
+        ("biases and LayerNorms decay too", "meta_policy.py", '"matrices" and parameter.ndim <= 1',
+         '"matrices" and parameter.ndim < 1'),
+        ("COPA without its question", "tasks.py",
+         """f"{record['premise']} {questions[record['question']]}\"""",
+         """record["premise"]"""),
+    ),
+    "two encoders": (
+        ("the student is cut from the teacher's checkpoint", "main_superglue.py",
+         "load_model(inputs.checkpoints.student, ", "load_model(inputs.checkpoints.teacher, "),
+        ("the temperature is the default", "main_superglue.py", "temperature=temperature", "temperature=5.0"),
+        ("alpha is the default", "main_superglue.py", "alpha=alpha", "alpha=0.5"),
+        ("beta is the default", "main_superglue.py", "beta=beta", "beta=100.0"),
+        ("WSC's marks exchanged", "tasks.py", '(("1", "*"), ("2", "#"))', '(("1", "#"), ("2", "*"))'),
+    ),
+}
 
 
-def first_difference(folder, cases):
-    """What a copy of the project says of the cases: the first figure out of tolerance of each, or None."""
+class Stopped(Exception):
+    """A check could not be made. The message says what stopped it."""
+
+
+def copy_with(folder, file, *pairs):
+    """A copy of the project with texts of a file replaced, each found there once: old, new, old, new, ..."""
+    folder.mkdir()
+    (folder / "sample_data").symlink_to(ROOT / "sample_data")
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py"), ROOT / "pyproject.toml"):
+        copy = folder / path.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(path, copy)
+    text = (folder / file).read_text()
+    for old, new in zip(pairs[::2], pairs[1::2], strict=True):
+        if text.count(old) != 1:
+            raise Stopped(f"{file}: {text.count(old)} places found for {old!r}, expected one")
+        text = text.replace(old, new)
+    (folder / file).write_text(text)
+
+
+def python(folder, *words, **variables):
+    return subprocess.run([sys.executable, *map(str, words)], cwd=folder, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **variables})
+
+
+def replayed(folder, traces):
+    """The first figure out of tolerance in the replay of any trace, or None."""
     script = ("import sys; from replay import Replay\n"
-              "print('\\n'.join(str(Replay(case).run().first) for case in sys.argv[1:]))")
-    done = subprocess.run([sys.executable, "-c", script, *map(str, cases)], cwd=folder, capture_output=True,
-                          text=True)
+              "print('\\n'.join(str(Replay(trace).run().first) for trace in sys.argv[1:]))")
+    done = python(folder / "tests", "-c", script, *traces, PYTHONPATH=str(folder))
     if done.returncode:
-        sys.exit(f"the replay stopped instead of comparing: {done.stderr.strip().splitlines()[-1]}")
-    return [None if line == "None" else line for line in done.stdout.splitlines()]
+        raise Stopped(f"the replay stopped instead of comparing: {done.stderr.strip().splitlines()[-1]}")
+    return next((line for line in done.stdout.splitlines() if line != "None"), None)
 
 
-def main(cases):
-    unnoticed = 0
-    with tempfile.TemporaryDirectory() as work:
-        for what, file, old, new in ((("nothing (control)", "models.py", "", ""),) + MUTATIONS):
-            folder = Path(work) / "project"
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(ROOT / "bookkeeping", folder / "bookkeeping",
-                            ignore=shutil.ignore_patterns("__pycache__"))
-            for path in (*ROOT.glob("*.py"), ROOT / "tests" / "replay.py"):
-                shutil.copy(path, folder)
-            text = (folder / file).read_text()
-            if old and text.count(old) != 1:
-                sys.exit(f"{file}: {text.count(old)} places found for mutation {what!r}, expected one")
-            (folder / file).write_text(text.replace(old, new) if old else text)
-            found = [difference for difference in first_difference(folder, cases) if difference]
-            unnoticed += not found if old else bool(found)
-            print(f"{what:<52} {found[0] if found else 'no difference'}", flush=True)
-    return int(unnoticed > 0)
+def held(folder, case):
+    """The first figure out of tolerance in a case of test_reference.py, or None."""
+    done = python(folder, "-m", "pytest", "-p", "no:cacheprovider",
+                  f"tests/test_reference.py::test_every_figure[{case}]")
+    said = next((line for line in done.stdout.splitlines() if line.startswith("E ")), "")
+    if done.returncode and "AssertionError: " not in said:
+        raise Stopped(f"the run stopped instead of being compared: {said or done.stderr or done.stdout}")
+    return said.split("AssertionError: ")[1] if done.returncode else None
+
+
+def main(traces):
+    def look(numbered):
+        number, (check, what, file, *pairs) = numbered
+        folder = Path(work) / str(number)
+        copy_with(folder, file, *pairs)
+        found = replayed(folder, traces) if check == "replay" else held(folder, check)
+        shutil.rmtree(folder)
+        return check, what, found, bool(found) == bool(pairs)
+
+    jobs = [(check, *mutation) for check, mutations in {"replay": REPLAY, **REFERENCE}.items()
+            for mutation in (("nothing (control)", "models.py"), *mutations)]
+    right = True
+    with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(WORKERS) as pool:
+        try:
+            for check, what, found, as_expected in pool.map(look, enumerate(jobs)):
+                print(f"{check:<12}  {what:<52}  {found or 'no difference'}", flush=True)
+                right &= as_expected
+        except Stopped as stop:
+            pool.shutdown(cancel_futures=True)
+            sys.exit(str(stop))
+    return int(not right)
 
 
 if __name__ == "__main__":
     golden = sorted(path.parent for path in (ROOT / "tests" / "golden").glob("*/case.json"))
-    sys.exit(main([Path(case).resolve() for case in sys.argv[1:]] or golden))
+    sys.exit(main([Path(trace).resolve() for trace in sys.argv[1:]] or golden))

@@ -16,7 +16,7 @@ CASES = {
     "dropout": [dict(DROPOUT, undistilled=True, kd_200=True),
                 dict(DROPOUT, use_comp_loss=True, reward_function="real", curriculum="uniform")],
     "quiz selects": [dict(task="COPA", teacher_model="still", head_dropout=0, use_comp_loss=True,
-                          reward_function="real", select_on="quiz", weight_decay=1.0, max_grad_norm=0.1)],
+                          reward_function="real", select_on="quiz", weight_decay=1.0, max_grad_norm=0.01)],
     "two encoders": [dict(TWO, kd_200=True), dict(TWO, reward_function="real", curriculum="main_task")],
 }
 

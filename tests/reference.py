@@ -378,7 +378,7 @@ def recompute(folder):
     passes = passes_over(run, "quiz", "meta_teacher", quiz_size, args.meta_epochs)
     teach_to_teach(run, meta_teacher, teacher, student, passes)
     if args.kd_200:
-        distill(run, "kd_200", copy.deepcopy(student), teacher, steps_of_phase_4(run, size))
+        distill(run, "kd_200", copy.deepcopy(student), teacher, steps_of_phase_4(run, quiz_size))
     policy = new_linear(student["body"].config.hidden_size, len(args.tasks), stream(run.seed, "policy"))
     follow_curriculum(run, student, teacher, meta_teacher, policy)
     return run

@@ -118,7 +118,7 @@ def test_cuda_where_there_is_none(command, capsys):
 
 @pytest.mark.parametrize("there", (False, True))
 def test_bf16_on_a_cpu_warns_where_it_is_slow(there, command, capsys, monkeypatch):
-    monkeypatch.setattr("models.cpu_has_bf16", lambda: there)
+    monkeypatch.setattr("bookkeeping.machine.cpu_has_bf16", lambda: there)
     assert command(precision="bf16", stop_after="teacher")[0] == 0
     assert ("warning: --precision bf16" in capsys.readouterr().err) != there
 
@@ -454,8 +454,8 @@ def test_paths_do_not_lead_outside(command, capsys, tmp_path, encoders):
 
 
 def test_sizes_that_do_not_fit_are_said_first(command, capsys, monkeypatch):
-    monkeypatch.setattr("run_folder.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    monkeypatch.setattr("run_folder.available_memory", lambda device: 2000)
+    monkeypatch.setattr("bookkeeping.machine.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("bookkeeping.machine.available_memory", lambda device: 2000)
     out = handled(command, capsys, "warning: about", "MiB of disk")
     assert out.index("MiB of memory") < out.index("teacher: computing") and out.index(
         "MiB of disk"

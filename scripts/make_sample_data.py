@@ -13,116 +13,58 @@ import random
 from pathlib import Path
 
 SIZES = {"train": 160, "val": 40, "test": 20}
-PEOPLE = [
-    "Ada",
-    "Ben",
-    "Clara",
-    "David",
-    "Emma",
-    "Felix",
-    "Grace",
-    "Hugo",
-    "Ida",
-    "Jonas",
-    "Klara",
-    "Leo",
-    "Mona",
-    "Nils",
-]
+PEOPLE = ["Ada", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Hugo", "Ida", "Jonas", "Klara", "Leo",
+          "Mona", "Nils"]
 PLACES = ["harbour", "market", "library", "station", "museum", "garden", "theatre", "bakery"]
-DEEDS = [
-    ("painted the fence", "repaired the clock"),
-    ("sold the bicycle", "bought the lamp"),
-    ("opened the window", "locked the door"),
-    ("won the race", "lost the match"),
-    ("wrote the letter", "burned the map"),
-    ("fed the horse", "washed the car"),
-    ("baked the bread", "peeled the apples"),
-    ("read the contract", "signed the petition"),
-]
+DEEDS = [("painted the fence", "repaired the clock"), ("sold the bicycle", "bought the lamp"),
+         ("opened the window", "locked the door"), ("won the race", "lost the match"),
+         ("wrote the letter", "burned the map"), ("fed the horse", "washed the car"),
+         ("baked the bread", "peeled the apples"), ("read the contract", "signed the petition")]
 DAYS = ["on Monday", "on Friday", "before lunch", "after the storm", "in the morning", "late at night"]
-CAUSES = [
-    ("It rained all night", "the street was flooded"),
-    ("The power failed", "the room went dark"),
-    ("The cook forgot the oven", "the cake was burned"),
-    ("The dog barked loudly", "the baby woke up"),
-    ("The tyre burst", "the bus stopped at the roadside"),
-    ("The lake froze", "the children went skating"),
-    ("The singer caught a cold", "the concert was cancelled"),
-    ("The milk stood in the sun", "the milk turned sour"),
-    ("The ladder slipped", "the painter fell down"),
-    ("The shop cut its prices", "customers queued at the shop door"),
-    ("The pilot saw a storm ahead", "the plane changed its course"),
-    ("The boy lost his key", "the boy waited outside his house"),
-]
+CAUSES = [("It rained all night", "the street was flooded"), ("The power failed", "the room went dark"),
+          ("The cook forgot the oven", "the cake was burned"), ("The dog barked loudly", "the baby woke up"),
+          ("The tyre burst", "the bus stopped at the roadside"),
+          ("The lake froze", "the children went skating"),
+          ("The singer caught a cold", "the concert was cancelled"),
+          ("The milk stood in the sun", "the milk turned sour"),
+          ("The ladder slipped", "the painter fell down"),
+          ("The shop cut its prices", "customers queued at the shop door"),
+          ("The pilot saw a storm ahead", "the plane changed its course"),
+          ("The boy lost his key", "the boy waited outside his house")]
 SENSES = {
-    "bank": (
-        [
-            "They sat on the bank of the river",
-            "Reeds grow along the muddy bank",
-            "The boat drifted to the far bank of the stream",
-        ],
-        [
-            "The bank raised its interest rates",
-            "She opened an account at the bank",
-            "The bank refused him a loan",
-        ],
-    ),
-    "bat": (
-        [
-            "A bat flew out of the dark cave",
-            "The bat hung upside down from the roof",
-            "At dusk a bat hunted insects",
-        ],
-        [
-            "He swung the bat and hit the ball",
-            "The player broke his wooden bat",
-            "She bought a bat and a glove",
-        ],
-    ),
-    "spring": (
-        ["Flowers bloom in spring", "The snow melts every spring", "Spring comes after a long winter"],
-        [
-            "The spring in the mattress is broken",
-            "A steel spring pushes the button up",
-            "The clock needs a new spring",
-        ],
-    ),
-    "match": (
-        [
-            "He struck a match to light the candle",
-            "The last match in the box was wet",
-            "A burning match fell on the paper",
-        ],
-        ["Our team won the match", "The match ended without a goal", "The referee stopped the match"],
-    ),
+    "bank": (["They sat on the bank of the river", "Reeds grow along the muddy bank",
+              "The boat drifted to the far bank of the stream"],
+             ["The bank raised its interest rates", "She opened an account at the bank",
+              "The bank refused him a loan"]),
+    "bat": (["A bat flew out of the dark cave", "The bat hung upside down from the roof",
+             "At dusk a bat hunted insects"],
+            ["He swung the bat and hit the ball", "The player broke his wooden bat",
+             "She bought a bat and a glove"]),
+    "spring": (["Flowers bloom in spring", "The snow melts every spring", "Spring comes after a long winter"],
+               ["The spring in the mattress is broken", "A steel spring pushes the button up",
+                "The clock needs a new spring"]),
+    "match": (["He struck a match to light the candle", "The last match in the box was wet",
+               "A burning match fell on the paper"],
+              ["Our team won the match", "The match ended without a goal", "The referee stopped the match"]),
 }
 RIVALS = [("the trophy", "the suitcase", "did not fit into", "was too {}", ("big", "small")),
           ("the sofa", "the doorway", "did not go through", "was too {}", ("wide", "narrow")),
           ("the table", "the carpet", "did not match", "was {}", ("old oak", "blue wool")),
           ("the truck", "the bridge", "could not cross", "was too {}", ("heavy", "weak"))]
-FACTS = [
-    ("lighthouse", "stands", "north coast", "south coast"),
-    ("old mill", "lies", "east bank", "west bank"),
-    ("town hall", "faces", "main square", "river"),
-    ("railway", "ends", "harbour", "mountain village"),
-]
+FACTS = [("lighthouse", "stands", "north coast", "south coast"),
+         ("old mill", "lies", "east bank", "west bank"),
+         ("town hall", "faces", "main square", "river"), ("railway", "ends", "harbour", "mountain village")]
 
 
 def boolq(rng, label):
     what, verb, right, wrong = rng.choice(FACTS)
     year = rng.randrange(1800, 1950)
     preposition = "the" if verb == "faces" else "at the" if verb == "ends" else "on the"
-    passage = (
-        f"{what.capitalize()} -- The {what} {verb} {preposition} {right} and was built in {year} by"
-        f" {rng.choice(PEOPLE)}. It is open to visitors {rng.choice(DAYS)}."
-    )
-    question = {
-        "stands": "does the {} stand on the {}",
-        "lies": "does the {} lie on the {}",
-        "faces": "does the {} face the {}",
-        "ends": "does the {} end at the {}",
-    }[verb].format(what, right if label else wrong)
+    passage = (f"{what.capitalize()} -- The {what} {verb} {preposition} {right} and was built in {year} by"
+               f" {rng.choice(PEOPLE)}. It is open to visitors {rng.choice(DAYS)}.")
+    question = {"stands": "does the {} stand on the {}", "lies": "does the {} lie on the {}",
+                "faces": "does the {} face the {}", "ends": "does the {} end at the {}"}[verb]
+    question = question.format(what, right if label else wrong)
     return {"question": question, "passage": passage}
 
 
@@ -130,20 +72,20 @@ def cb(rng, label):
     person, other = rng.sample(PEOPLE, 2)
     deed, never = rng.choice(DEEDS)
     hypothesis = f"{other} {deed}"
-    premise = {
+    premises = {
         "entailment": f"{person} knows that {other} {deed} {rng.choice(DAYS)}. Everybody saw it.",
         "contradiction": f"{person} lied when saying that {other} {deed}. In truth it never happened.",
         "neutral": f"{person} asks whether {other} {deed} or {never}. Nobody has an answer yet.",
-    }[label]
-    return {"premise": premise, "hypothesis": hypothesis}
+    }
+    return {"premise": premises[label], "hypothesis": hypothesis}
 
 
 def copa(rng, label):
     (cause, effect), (other_cause, other_effect) = rng.sample(CAUSES, 2)
     question = rng.choice(["cause", "effect"])
-    known, right, wrong = (
-        (effect, cause, other_cause) if question == "cause" else (cause, effect, other_effect)
-    )
+    known, right, wrong = cause, effect, other_effect
+    if question == "cause":
+        known, right, wrong = effect, cause, other_cause
     choices = [right, wrong] if label == 0 else [wrong, right]
     known, first, second = (f"{text[0].upper()}{text[1:]}." for text in (known, *choices))
     return {"premise": known, "choice1": first, "choice2": second, "question": question}
@@ -160,14 +102,12 @@ def wic(rng, label):
     word = rng.choice(list(SENSES))
     senses = SENSES[word]
     first = rng.randrange(2)
-    pair = (
-        rng.sample(senses[first], 2) if label else [rng.choice(senses[first]), rng.choice(senses[1 - first])]
-    )
-    record = {
-        "word": word,
-        "sentence1": f"{pair[0]} {rng.choice(DAYS)}.",
-        "sentence2": f"{pair[1]} {rng.choice(DAYS)}.",
-    }
+    if label:
+        pair = rng.sample(senses[first], 2)
+    else:
+        pair = [rng.choice(senses[first]), rng.choice(senses[1 - first])]
+    record = {"word": word}
+    record |= {f"sentence{number}": f"{text} {rng.choice(DAYS)}." for number, text in zip("12", pair)}
     for number in "12":
         start = record[f"sentence{number}"].lower().index(word)
         record |= {f"start{number}": start, f"end{number}": start + len(word)}
@@ -177,31 +117,19 @@ def wic(rng, label):
 def wsc(rng, label):
     first, second, verb, ending, reasons = rng.choice(RIVALS)
     which = rng.randrange(2)
-    text = (
-        f"{first.capitalize()} {verb} {second} {rng.choice(DAYS)} because it {ending.format(reasons[which])}."
-    )
+    reason = ending.format(reasons[which])
+    text = f"{first.capitalize()} {verb} {second} {rng.choice(DAYS)} because it {reason}."
     noun = (first, second)[which if label else 1 - which]
     words = text.lower().split()
     index = next(n for n in range(len(words)) if " ".join(words[n:n + 2]) == noun)
-    return {
-        "text": text,
-        "target": {
-            "span1_index": index,
-            "span1_text": " ".join(text.split()[index : index + 2]),
-            "span2_index": words.index("it"),
-            "span2_text": "it",
-        },
-    }
+    target = {"span1_index": index, "span1_text": " ".join(text.split()[index:index + 2]),
+              "span2_index": words.index("it"), "span2_text": "it"}
+    return {"text": text, "target": target}
 
 
-BUILDERS = {
-    "BoolQ": (boolq, (False, True)),
-    "CB": (cb, ("entailment", "contradiction", "neutral")),
-    "COPA": (copa, (0, 1)),
-    "RTE": (rte, ("entailment", "not_entailment")),
-    "WiC": (wic, (False, True)),
-    "WSC": (wsc, (False, True)),
-}
+BUILDERS = {"BoolQ": (boolq, (False, True)), "CB": (cb, ("entailment", "contradiction", "neutral")),
+            "COPA": (copa, (0, 1)), "RTE": (rte, ("entailment", "not_entailment")),
+            "WiC": (wic, (False, True)), "WSC": (wsc, (False, True))}
 
 
 def main():
@@ -212,18 +140,16 @@ def main():
         (args.output_dir / task).mkdir(parents=True, exist_ok=True)
         for split, size in SIZES.items():
             rng = random.Random(f"{task} {split}")
-            examples = [
-                {**build(rng, label), "label": label}
-                for label in [labels[n % len(labels)] for n in range(size)]
-            ]
+            examples = []
+            for number in range(size):
+                label = labels[number % len(labels)]
+                examples.append({**build(rng, label), "label": label})
             rng.shuffle(examples)
-            lines = [json.dumps({**example, "idx": idx}) for idx, example in enumerate(examples)]
             if split == "test":
-                lines = [
-                    json.dumps({key: value for key, value in json.loads(line).items() if key != "label"})
-                    for line in lines
-                ]
-            (args.output_dir / task / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+                for example in examples:
+                    del example["label"]
+            lines = [json.dumps({**example, "idx": idx}) + "\n" for idx, example in enumerate(examples)]
+            (args.output_dir / task / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@ takes.
 
     python scripts/make_submission.py RUN_FOLDER [RUN_FOLDER ...] --output submission.zip
 
-Number, idx and labels of the predictions are checked against the official test files. The same runs give the
-same bytes.
+Number, idx and labels of the predictions are checked against the official test files. The same runs give
+the same bytes.
 """
 import json
 import os
@@ -12,9 +12,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-
-from score import compare_idx
+from lib.commands import exit_code
+from lib.predictions import compare_idx
 
 from arguments import OneLineParser
 from bookkeeping.errors import InputError
@@ -22,20 +21,17 @@ from bookkeeping.files import read_record, sync
 from metrics import read_predictions
 from tasks import TASKS
 
-NOT_COMPUTED = (
-    "MultiRC, ReCoRD (this project does not compute them)",
-    "AX-b, AX-g (predictions of an RTE model on the diagnostic sets, which this project does not compute)",
-)
+NOT_COMPUTED = ("MultiRC, ReCoRD (this project does not compute them)",
+                "AX-b, AX-g (predictions of an RTE model on the diagnostic sets, which this project does not"
+                " compute)")
 
 
 def read_run(folder, row):
-    """(task, the file's content for the leaderboard, what to say of it) of a run; row None: that of its last
-    phase."""
+    """(task, the file's content for the leaderboard, what to say of it) of a run; row None: that of its
+    last phase."""
     if not (folder / "result.json").is_file():
-        raise InputError(
-            f"{folder}: no result.json found, expected the folder of a finished run; give the run's command"
-            " again, it goes on"
-        )
+        raise InputError(f"{folder}: no result.json found, expected the folder of a finished run; give the"
+                         " run's command again, it goes on")
     result = read_record(folder / "result.json", "give the folder as the run left it")
     if result["task"] not in TASKS:
         raise InputError(f"{folder}: task {result['task']} found, expected one of {', '.join(TASKS)}")
@@ -45,35 +41,24 @@ def read_run(folder, row):
         rows = ", ".join(result["rows"])
         if row is not None:
             raise InputError(f"--row {row}: no such row in {folder}, expected one of {rows}")
-        raise InputError(
-            f"{folder}: no row {last} found, it stopped after {result['stopped_after']}; give its command"
-            f" again without --stop_after, or --row with one of {rows}"
-        )
+        raise InputError(f"{folder}: no row {last} found, it stopped after {result['stopped_after']}; give"
+                         f" its command again without --stop_after, or --row with one of {rows}")
     file, count = folder / "predictions" / chosen / "test" / f"{task.name}.jsonl", task.official[2]
     way_out = f"run it with the official {task.name}/test.jsonl"
     if not file.is_file():
         raise InputError(f"{file}: no such file, expected {count} predictions for the test set; {way_out}")
     found = read_predictions(file, task)
     if len(found) != count:
-        raise InputError(
-            f"{file}: {len(found)} predictions found, expected {count}, as many as the official test set has;"
-            f" {way_out}"
-        )
+        raise InputError(f"{file}: {len(found)} predictions found, expected {count}, as many as the official"
+                         f" test set has; {way_out}")
     # the idx of every official test file
     compare_idx(file, found, range(count), f"the official test set, 0 to {count - 1}", way_out)
     # sorted, so that no grader that goes by lines can go wrong
-    content = "".join(
-        json.dumps({"idx": idx, "label": task.answers[found[idx]]}) + "\n" for idx in range(count)
-    )
+    lines = [json.dumps({"idx": idx, "label": task.answers[found[idx]]}) + "\n" for idx in range(count)]
     protocol = " ".join([result["protocol"], *result["set"]])
-    return (
-        task,
-        content,
-        (
-            f"{task.name}: {folder}, row {chosen}, seed {result['seed']}, protocol {protocol}, {count}"
-            " predictions"
-        ),
-    )
+    said = (f"{task.name}: {folder}, row {chosen}, seed {result['seed']}, protocol {protocol}, {count}"
+            " predictions")
+    return task, "".join(lines), said
 
 
 def write_zip(path, contents):
@@ -102,37 +87,25 @@ def collect(folders, output, row):
     for folder in folders:
         task, content, line = read_run(folder, row)
         if task.name in runs:
-            raise InputError(
-                f"{runs[task.name]} and {folder}: both are runs of {task.name}; give one run a task"
-            )
+            raise InputError(f"{runs[task.name]} and {folder}: both are runs of {task.name}; give one run a"
+                             " task")
         runs[task.name], contents[f"{task.name}.jsonl"] = folder, content
         lines.append(line)
     write_zip(output, contents)
     without_run = [name for name in TASKS if name not in runs]
     missing = ([f"{', '.join(without_run)} (no run given)"] if without_run else []) + list(NOT_COMPUTED)
-    print(
-        *lines,
-        f"{output}: {', '.join(sorted(contents))}",
-        f"missing for a complete submission: {'; '.join(missing)}",
-        sep="\n",
-    )
+    print(*lines, f"{output}: {', '.join(sorted(contents))}",
+          f"missing for a complete submission: {'; '.join(missing)}", sep="\n")
 
 
 def main(argv=None):
     parser = OneLineParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.zip", help="the .zip to write")
-    parser.add_argument(
-        "--row",
-        help="whose predictions, such as kd; without it those of the last phase, mpdistil or no_curriculum",
-    )
+    parser.add_argument("--row", help="whose predictions, such as kd; without it those of the last phase,"
+                                      " mpdistil or no_curriculum")
     args = parser.parse_args(argv)
-    try:
-        collect(args.runs, args.output, args.row)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(collect, args.runs, args.output, args.row)
 
 
 if __name__ == "__main__":

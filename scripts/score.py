@@ -1,71 +1,46 @@
 """Score prediction files in the SuperGLUE leaderboard's format against labelled files, with an exact 95%
 interval.
 
-    python scripts/score.py --predictions RUN/predictions/mpdistil/dev --labels DATA_DIR/CB/val.jsonl DATA_DIR/RTE/val.jsonl
+    python scripts/score.py --predictions RUN/predictions/mpdistil/dev --labels DATA_DIR/CB/val.jsonl ...
 
 A labels file is SuperGLUE's .jsonl or the released code's .tsv, in a folder that has its task's name (any
 case); its predictions are <Task>.jsonl. The interval is Clopper-Pearson's: of the accuracy on examples like
-these, as they are drawn, not over seeds. Official idx begin at 0 in every split: that predictions and labels
-are of one split shows only where the splits' sizes differ.
+these, as they are drawn, not over seeds. Official idx begin at 0 in every split: that predictions and
+labels are of one split shows only where the splits' sizes differ.
 """
-
-import json
 import os
 import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from lib.commands import exit_code
+from lib.predictions import compare_idx
+from lib.statistics import exact_interval
 
 from arguments import OneLineParser
 from bookkeeping.errors import InputError
 from data_utils import LAYOUTS, build_examples
-from lib.statistics import exact_interval
 from metrics import read_predictions, score
 from tasks import find_task
 
 READERS = {f".{ending}": read for ending, read, _ in LAYOUTS}
 
 
-def compare_idx(path, found, expected, source, way_out):
-    """InputError unless the predictions `found` in a file have the idx that are `expected`, those of
-    `source`; a number is not a text."""
-    missing, unexpected = [idx for idx in expected if idx not in found], [
-        idx for idx in found if idx not in expected
-    ]
-    if not missing and not unexpected:
-        return
-
-    def first(idx):
-        return f" ({', '.join(map(json.dumps, idx[:3]))}{', ...' if len(idx) > 3 else ''})" if idx else ""
-
-    alike = len({str(idx) for idx in missing} & {str(idx) for idx in unexpected})
-    kind = f", of which {alike} differ only in type (a number here, text there)" if alike else ""
-    raise InputError(
-        f"{path}: its idx are not those of {source}: {len(missing)} missing{first(missing)},"
-        f" {len(unexpected)} unexpected{first(unexpected)}{kind}; {way_out}"
-    )
-
-
 def read_labels(path):
     """(task, {idx: class number}) of a labelled file, the task being the name of its folder."""
     task = find_task(Path(os.path.abspath(path)).parent.name, f"--labels {path}: name of its folder")
     if path.suffix not in READERS:
-        raise InputError(
-            f"--labels {path}: a name that ends in {path.suffix or 'nothing'} found, expected"
-            f" {' or '.join(READERS)}"
-        )
+        raise InputError(f"--labels {path}: a name that ends in {path.suffix or 'nothing'} found, expected"
+                         f" {' or '.join(READERS)}")
     if not path.is_file():
         raise InputError(f"--labels {path}: no such file, expected the labelled file of {task.name}")
     # labels are the same under every protocol, whatever it makes of the texts
     bare = replace(task, build=lambda record, notes: [])
     examples = build_examples(bare, READERS[path.suffix](path, task), path)
     if examples[0].label < 0:  # then all of them: build_examples refuses half-labelled files
-        raise InputError(
-            f"{examples[0].where}: no label, nor in any other line; expected a labelled file, such as"
-            " val.jsonl"
-        )
+        raise InputError(f"{examples[0].where}: no label, nor in any other line; expected a labelled file,"
+                         " such as val.jsonl")
     return task, {example.idx: example.label for example in examples}
 
 
@@ -76,10 +51,8 @@ def row_of(task, predicted, labels):
     low, high = exact_interval(found["correct"], found["total"])
     f1 = f"{100 * found['f1']:.1f}" if "f1" in found else ""
     majority = 100 * max(Counter(given).values()) / len(given)
-    return (
-        f"| {task.name} | {found['correct']}/{found['total']} | {100 * found['accuracy']:.1f} |"
-        f" {100 * low:.1f} to {100 * high:.1f} | {f1} | {majority:.1f} |"
-    )
+    return (f"| {task.name} | {found['correct']}/{found['total']} | {100 * found['accuracy']:.1f} |"
+            f" {100 * low:.1f} to {100 * high:.1f} | {f1} | {majority:.1f} |")
 
 
 def score_files(folder, files):
@@ -90,27 +63,20 @@ def score_files(folder, files):
     for path in files:
         task, labels = read_labels(path)
         if task.name in given:
-            raise InputError(
-                f"--labels {path}: {given[task.name][0]} is of {task.name} too; give one file a task"
-            )
+            raise InputError(f"--labels {path}: {given[task.name][0]} is of {task.name} too; give one file a"
+                             " task")
         given[task.name] = path, task, labels
     rows = []
     for path, task, labels in given.values():
         file = folder / f"{task.name}.jsonl"
         if not file.is_file():
-            raise InputError(
-                f"{file}: no such file, expected the predictions for --labels {path}; in that folder: "
-                f"{', '.join(there) or 'no .jsonl file'}"
-            )
+            raise InputError(f"{file}: no such file, expected the predictions for --labels {path}; in that"
+                             f" folder: {', '.join(there) or 'no .jsonl file'}")
         predicted = read_predictions(file, task)
         compare_idx(file, predicted, labels, path, "give the predictions and the labels of one split")
         rows.append(row_of(task, predicted, labels))
-    print(
-        "| task | correct | accuracy, % | 95% interval, % | macro-F1, % | majority, %"
-        " |\n|---|---|---|---|---|---|",
-        *rows,
-        sep="\n",
-    )
+    print("| task | correct | accuracy, % | 95% interval, % | macro-F1, % | majority, % |",
+          "|---|---|---|---|---|---|", *rows, sep="\n")
     left = [name for name in there if Path(name).stem not in given]
     if left:
         print(f"\nnot scored, no labels given: {', '.join(left)}")
@@ -118,23 +84,12 @@ def score_files(folder, files):
 
 def main(argv=None):
     parser = OneLineParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--predictions",
-        required=True,
-        type=Path,
-        metavar="FOLDER",
-        help="holds <Task>.jsonl, such as predictions/kd/dev",
-    )
-    parser.add_argument(
-        "--labels", required=True, nargs="+", type=Path, metavar="FILE", help="such as DATA_DIR/CB/val.jsonl"
-    )
+    parser.add_argument("--predictions", required=True, type=Path, metavar="FOLDER",
+                        help="holds <Task>.jsonl, such as predictions/kd/dev")
+    parser.add_argument("--labels", required=True, nargs="+", type=Path, metavar="FILE",
+                        help="such as DATA_DIR/CB/val.jsonl")
     args = parser.parse_args(argv)
-    try:
-        score_files(args.predictions, args.labels)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(score_files, args.predictions, args.labels)
 
 
 if __name__ == "__main__":

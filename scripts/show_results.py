@@ -33,15 +33,14 @@ def over_seeds(folders):
     for (variant, row), found in counts.items():
         if len(found) > 1:
             values = [found[seed] for seed in sorted(found)]
-            yield (
-                f"| {variant} | {row} | {len(values)} | {', '.join(map(str, values))} | {mean(values):.1f} | "
-                f"{statistics.stdev(values):.1f} |"
-            )
+            counts_of_seeds = ", ".join(map(str, values))
+            yield (f"| {variant} | {row} | {len(values)} | {counts_of_seeds} | {mean(values):.1f} |"
+                   f" {statistics.stdev(values):.1f} |")
 
 
 def rows_of(folder, shown):
-    """A line a row of the run: counts, score, when it was best, seconds of its phase. A phase whose identity
-    is in `shown` was shown with another run that shares it, and is left out."""
+    """A line a row of the run: counts, score, when it was best, seconds of its phase. A phase whose
+    identity is in `shown` was shown with another run that shares it, and is left out."""
     result, variant = read_run(folder)
     name = f"{variant} seed {result['seed']}"
     for row, figures in result["rows"].items():
@@ -56,25 +55,20 @@ def rows_of(folder, shown):
         when = f"epoch {dev['epoch']}" if "epoch" in dev else f"episode {dev['episode']}"
         seconds = result["seconds"].get(row, result["seconds"].get("mpdistil"))
         f1 = f"{100 * dev['f1']:.1f}" if "f1" in dev else ""
-        yield (
-            f"| {name} | {row} | {dev['correct']}/{dev['total']} | {100 * dev['accuracy']:.1f} | {f1} |"
-            f" {when} | {seconds:.0f} |"
-        )
+        yield (f"| {name} | {row} | {dev['correct']}/{dev['total']} | {100 * dev['accuracy']:.1f} | {f1} |"
+               f" {when} | {seconds:.0f} |")
 
 
 def signal_of(folder):
-    """Mean reward and entropy of the first and last fifth of the episodes, and the mean dev accuracy of all;
-    None without any."""
+    """Mean reward and entropy of the first and last fifth of the episodes, and the mean dev accuracy of
+    all; None without any."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     episodes = [line for line in lines if line["phase"] == "mpdistil"]
     if not episodes:
         return None
     fifth = max(1, len(episodes) // 5)
-    parts = [
-        f"{mean([line[key] for line in part]):.4f}"
-        for key in ("reward", "entropy")
-        for part in (episodes[:fifth], episodes[-fifth:])
-    ]
+    parts = [f"{mean([line[key] for line in part]):.4f}" for key in ("reward", "entropy")
+             for part in (episodes[:fifth], episodes[-fifth:])]
     dev = [line["scores"]["dev"]["accuracy"] for line in episodes if "dev" in line["scores"]]
     accuracy = f"{100 * mean(dev):.1f}" if dev else ""
     return f"| {folder.parent.name}/{folder.name} | {len(episodes)} | {' | '.join(parts)} | {accuracy} |"
@@ -93,10 +87,8 @@ def main():
         print("\n".join(rows_of(folder, shown)))
     signals = [line for line in map(signal_of, runs) if line]
     if signals:
-        print(
-            "\n| run | episodes | reward, first fifth | last fifth | entropy, first fifth | last fifth | mean"
-            " dev accuracy |\n|---|---|---|---|---|---|---|"
-        )
+        print("\n| run | episodes | reward, first fifth | last fifth | entropy, first fifth | last fifth |"
+              " mean dev accuracy |\n|---|---|---|---|---|---|---|")
         print("\n".join(signals))
     seeds = list(over_seeds(runs))
     if seeds:

@@ -1,5 +1,5 @@
-"""What the commands in scripts/ share. Importing it puts the project's folder on the path, so that they find its
-modules."""
+"""What the commands in scripts/ share. Importing it puts the project's folder on the path, so that they
+find the project's modules."""
 import sys
 from pathlib import Path
 

@@ -1,0 +1,16 @@
+"""What the commands do alike: how they end."""
+import sys
+
+from bookkeeping.errors import InputError
+
+
+def exit_code(work, *given):
+    """Do a command's work. Returns what it returns, 0 for None; 2, after one line, where something given
+    cannot be used or a file cannot be read or written."""
+    try:
+        return work(*given) or 0
+    except ImportError as error:
+        print(f"error: {error}; the scripts need: pip install -r scripts/requirements.txt", file=sys.stderr)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    return 2

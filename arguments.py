@@ -135,6 +135,9 @@ def build_parser():
     flag("--kd_200", action="store_true",
          help="also train the control 'kd_200': the distilled student, distilled on for as many steps and "
               "with as many looks at dev as phase 4 has, best look kept")
+    flag("--kd_quiz", action="store_true",
+         help="also train the control 'kd_quiz': as kd_200, but on train and quiz together, whose labels phase 4 "
+              "sees too")
     flag("--curriculum", choices=CURRICULA, default="policy",
          help="who picks the tasks a: the learnt policy pi, chance, or always the main task (the row "
               "no_curriculum)")

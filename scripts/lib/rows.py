@@ -9,44 +9,51 @@ from arguments import PHASES as STOPS
 
 PAPER_FILE = Path(__file__).with_name("paper_tables.json")  # the paper's numbers, with their source
 PHASES = (*STOPS, "phase 4")
+LOSSES = ("col", "com")
 
 
 @dataclass(frozen=True)
 class Row:
     """One row. found_as: its name in a run's result.json. phase: the last phase that it needs. loss, reward,
     curriculum: of the runs that have it; None: any of them has the same. flag: of main_superglue.py, without
-    which a run leaves the row out."""
+    which a run leaves the row out. label: as a table shows it, where the paper does not have it."""
     found_as: str
     phase: str
     loss: str | None = None
     reward: str | None = None
     curriculum: str | None = None
     flag: str | None = None
+    label: str | None = None
+
+    def losses(self, alternating):
+        """The losses of the runs that have the row. alternating: whether phases 2 and 3 take turns
+        (`released`). Then every distilled student hangs on the loss, and those that all variants are compared
+        with are the collaborative ones. Otherwise the loss reaches the student by the policy alone, so that
+        without a policy both losses are one and the same computation."""
+        if alternating and self.found_as.startswith("kd"):
+            return LOSSES[:1]
+        if self.loss is None or (self.curriculum == "main_task" and not alternating):
+            return LOSSES
+        return (self.loss,)
 
 
 ROWS = {
     "teacher": Row("teacher", "teacher"),
     "student": Row("student", "kd", flag="undistilled"),
     "kd": Row("kd", "kd"),
-    **{f"meta_teacher_{loss}": Row("meta_teacher", "meta_teacher", loss) for loss in ("col", "com")},
-    **{
-        f"mpdistil_{loss}_{reward}": Row("mpdistil", "phase 4", loss, reward, "policy")
-        for loss in ("col", "com")
-        for reward in ("binary", "real")
-    },
-    **{
-        f"no_curriculum_{loss}": Row("no_curriculum", "phase 4", loss, "binary", "main_task")
-        for loss in ("col", "com")
-    },
-    "kd_200": Row("kd_200", "meta_teacher", flag="kd_200"),
-    "uniform": Row("mpdistil", "phase 4", "col", "binary", "uniform"),
+    **{f"meta_teacher_{loss}": Row("meta_teacher", "meta_teacher", loss) for loss in LOSSES},
+    **{f"mpdistil_{loss}_{reward}": Row("mpdistil", "phase 4", loss, reward, "policy")
+       for loss in LOSSES for reward in ("binary", "real")},
+    **{f"no_curriculum_{loss}": Row("no_curriculum", "phase 4", loss, "binary", "main_task")
+       for loss in LOSSES},
+    "kd_200": Row("kd_200", "meta_teacher", flag="kd_200", label="Control: distilled student, distilled on"),
+    "kd_quiz": Row("kd_quiz", "meta_teacher", flag="kd_quiz",
+                   label="Control: distilled on train and quiz together"),
+    "uniform": Row("mpdistil", "phase 4", "col", "binary", "uniform",
+                   label="Control: uniform policy, collaborative + binary"),
 }
 MPDISTIL = [name for name in ROWS if name.startswith("mpdistil_")]
-CONTROLS = ["kd_200", "uniform"]
-CONTROL_LABELS = {
-    "kd_200": "Control: distilled student, distilled on",
-    "uniform": "Control: uniform policy, collaborative + binary",
-}
+CONTROLS = [name for name, row in ROWS.items() if row.label]
 ALIASES = {"all": list(ROWS), "paper": [name for name in ROWS if name not in CONTROLS], "controls": CONTROLS,
            "main_task": ["no_curriculum_col", "no_curriculum_com"]}
 
@@ -68,4 +75,4 @@ def read_paper():
 
 def label_of(name):
     """A row as a table shows it."""
-    return read_paper()["rows"].get(name) or CONTROL_LABELS[name]
+    return ROWS[name].label or read_paper()["rows"].get(name, name)

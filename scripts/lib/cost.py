@@ -1,0 +1,132 @@
+"""How long a sweep takes: in all, by the steps of finished runs, and what is left of it."""
+import argparse
+import statistics
+
+from arguments import loss_name, resolve_protocol
+from bookkeeping.errors import InputError
+from bookkeeping.files import read_json, read_record
+from data_utils import resolve_settings
+
+
+def spoken(seconds):
+    """A length of time as one reads it."""
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def expected_seconds(jobs):
+    """A function job -> seconds, from the finished jobs of its kind, of its task if there are any; None
+    without any."""
+    known = {}
+    for job in jobs:
+        if job.result:
+            for key in ((job.kind, job.args.task.lower()), job.kind):
+                known.setdefault(key, []).append(job.seconds())
+    means = {key: statistics.mean(values) for key, values in known.items()}
+    return lambda job: means.get((job.kind, job.args.task.lower()), means.get(job.kind))
+
+
+def read_facts(args):
+    """What the amount of work hangs on: tokens of each split of the main task as the encoder reads them,
+    mean tokens of a quiz example over the curriculum's tasks, examples of train and quiz, layers of the
+    teacher."""
+    from bookkeeping.checkpoints import (
+        load_config,  # here: transformers takes seconds, and only an estimate needs it
+    )
+    from main_superglue import read_inputs
+    inputs = read_inputs(args, resolve_settings(args))
+    per_example = {name: len(split.input_ids) / len(split) for name, split in inputs.quiz.items()}
+    return {
+        "tokens": {name: len(split.input_ids) for name, split in inputs.data.items()},
+        "train": len(inputs.data["train"]), "quiz": len(inputs.data["quiz"]),
+        "main_example": per_example[inputs.task.name],
+        "curriculum_example": statistics.mean(per_example.values()),
+        "encoder": inputs.checkpoints.teacher_sha256,
+        "layers": load_config(inputs.checkpoints.teacher, "--teacher_model").num_hidden_layers,
+    }
+
+
+def work_of(args, facts):
+    """{phase: tokens x layers that go through an encoder forward}, a training step counted three times:
+    forward, and twice that backward. What is computed once per example from frozen encoders is left out (at
+    most one pass of the teacher)."""
+    tokens, train, quiz = facts["tokens"], facts["train"], facts["quiz"]
+    steps = -(-quiz // args.val_dataloader_size)
+    example = facts["main_example"] if args.curriculum == "main_task" else facts["curriculum_example"]
+
+    def epochs(count, layers):
+        return count * layers * (3 * tokens["train"] + tokens["dev"])
+
+    def episodes(tokens_of_steps):
+        return args.num_episodes * args.nlayers * (3 * tokens_of_steps + tokens["dev"])
+
+    return {
+        "teacher": epochs(args.teacher_epochs, facts["layers"]),
+        "kd": epochs(args.epochs, args.nlayers),
+        "student": epochs(args.epochs, args.nlayers),
+        "kd_200": episodes(steps * args.val_dataloader_size * tokens["train"] / train),
+        "kd_quiz": episodes(steps * args.val_dataloader_size
+                            * (tokens["train"] + tokens["quiz"]) / (train + quiz)),
+        "mpdistil": episodes(quiz * example) + args.num_episodes * args.nlayers * tokens["quiz"],
+    }
+
+
+def measured_rates(folders):
+    """({phase: median seconds per unit of work_of} of finished runs, sha256 of their encoder)."""
+    rates, encoders, known = {}, set(), {}
+    for folder in folders:
+        result = read_record(folder / "result.json", "give the folders of finished runs")
+        args = argparse.Namespace(**read_json(folder / "args.json", "give the folders of finished runs"))
+        encoders.add(result["data"]["teacher_model"])
+        key = args.task, args.teacher_model, args.data_dir, args.max_seq_length
+        if key not in known:
+            known[key] = read_facts(args)
+        for phase, work in work_of(args, known[key]).items():
+            if phase in result["seconds"]:
+                rates.setdefault(phase, []).append(result["seconds"][phase] / work)
+    if len(encoders) != 1:
+        raise InputError(f"--estimate_from: runs with {len(encoders)} different encoders found, expected one")
+    return {phase: statistics.median(values) for phase, values in rates.items()}, encoders.pop()
+
+
+def phases_of(job):
+    """(key, phase) of each phase of a job; jobs whose phases have one key share it. Phase 3 takes no time
+    to speak of."""
+    args, task = job.args, job.args.task
+    phases = ["teacher"]
+    if args.stop_after != "teacher":
+        phases += ["kd", *["student"] * args.undistilled]
+    if args.stop_after not in ("teacher", "kd"):
+        phases += [name for name in ("kd_200", "kd_quiz") if getattr(args, name)]
+    # a distilled student is another one with each loss, where phases alternate
+    alternating = resolve_protocol(args).phase_order == "alternating"
+    for phase in phases:
+        yield (task, args.seed, phase, loss_name(args) * (alternating and phase != "teacher")), phase
+    if args.stop_after is None:
+        yield job, "mpdistil"
+
+
+def estimate(jobs, folders, side_by_side):
+    """Lines that say how long the jobs take, per task, by the steps of finished runs."""
+    rates, encoder = measured_rates(folders)
+    facts, seconds, computed = {}, {}, set()
+    for job in jobs:
+        task = job.args.task
+        if task not in facts:
+            facts[task], seconds[task] = read_facts(job.args), 0.0
+        if facts[task]["encoder"] != encoder:
+            raise InputError(f"--estimate_from: measured with another encoder than --teacher_model "
+                             f"{job.args.teacher_model}; give runs of the same")
+        work = work_of(job.args, facts[task])
+        phases = [phase for key, phase in phases_of(job) if key not in computed]
+        missing = [phase for phase in phases if phase not in rates]
+        if missing:
+            raise InputError(f"--estimate_from: no run there that has {', '.join(missing)}")
+        computed.update(key for key, _ in phases_of(job))
+        seconds[task] += sum(rates[phase] * work[phase] for phase in phases)
+    for task, found in seconds.items():
+        yield f"# {task}: about {found / 3600:.1f} h"
+    hours = sum(seconds.values()) / 3600
+    yield (f"# {len(jobs)} runs: about {hours:.1f} h in all, {hours / side_by_side:.1f} h with --jobs"
+           f" {side_by_side} where {side_by_side} processes are each as fast as those measured"
+           f" ({', '.join(sorted(rates))}); start-up not counted")

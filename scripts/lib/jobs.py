@@ -1,0 +1,135 @@
+"""The runs of a sweep: which ones the rows of a table need, and whether each is finished."""
+import argparse
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lib
+from lib.rows import LOSSES, PHASES, ROWS
+
+from arguments import loss_name, parse_arguments, resolve_protocol
+from bookkeeping.errors import InputError
+from bookkeeping.files import read_record
+from bookkeeping.finished import finished_result
+from data_utils import resolve_settings
+
+ENCODERS = ("--teacher_model", "--student_model")
+
+
+@dataclass(eq=False)
+class Job:
+    """One run. words: its flags; args: what they are parsed to; kind: jobs of one kind and task take about
+    as long; after: the Job that computes what it shares; result: its result.json, once it is finished."""
+    words: list
+    args: argparse.Namespace
+    kind: str
+    after: object = None
+    result: dict | None = None
+    process: subprocess.Popen | None = field(default=None, repr=False)
+    started: float = 0.0
+
+    @property
+    def folder(self):
+        return self.args.output_dir
+
+    @property
+    def log(self):
+        return self.folder.with_name("logs") / f"{self.folder.name}.log"
+
+    @property
+    def command(self):
+        """The words of the command, which works in any folder."""
+        return [sys.executable, str(lib.ROOT / "main_superglue.py"), *self.words]
+
+    def finished(self):
+        """Whether the folder holds this run, finished: the run itself decides it in the same way.
+        InputError where it holds something else."""
+        if self.result is None:
+            # the data complete the settings, and may be missing as long as nothing was begun
+            begun = (self.folder / "args.json").is_file()
+            try:
+                self.result = finished_result(self.folder, resolve_settings(self.args) if begun else None)
+            except InputError as error:
+                raise InputError(f"{error} (a sweep takes no --fresh: remove the folder, or give the sweep"
+                                 " another --output_dir)") from None
+        return self.result is not None
+
+    def end(self):
+        """Take note that the run has just ended well."""
+        self.result = read_record(self.folder / "result.json", f"remove {self.folder}")
+
+    def has_shared(self):
+        """Whether the run has got as far as the phases that the others share."""
+        metrics = self.folder / "metrics.jsonl"
+        return metrics.is_file() and '"phase": "meta_teacher"' in metrics.read_text(encoding="utf-8")
+
+    def seconds(self):
+        """Seconds of the phases that are this finished job's part in the sweep."""
+        def own(phase):
+            return phase == "mpdistil" or self.kind == "shared col" or (
+                self.kind == "shared com" and phase not in self.result["reused"])
+
+        return sum(seconds for phase, seconds in self.result["seconds"].items() if own(phase))
+
+
+def absolute(text):
+    """A folder's absolute path; anything else, such as a hub id, as it is."""
+    return str(Path(text).resolve()) if Path(text).is_dir() else text
+
+
+def absolute_encoders(words):
+    """Flags of main_superglue.py, the encoders' folders as absolute paths."""
+    made = []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if equals and flag in ENCODERS:
+            word = f"{flag}={absolute(value)}"
+        made.append(absolute(word) if made and made[-1] in ENCODERS else word)
+    return made
+
+
+def plan(tasks, seeds, rows, output_dir, data_dir, more):
+    """The Jobs that the rows need, a seed after the other, each after the one whose phases it shares. All
+    paths in their flags are absolute. InputError where flags contradict each other."""
+    more, output_dir = absolute_encoders(more), Path(output_dir).resolve()
+    data_dir = data_dir if data_dir == "hub" else str(Path(data_dir).resolve())
+
+    def parse(task, words):
+        words = ["--task", task, "--data_dir", data_dir, *more, *words]
+        return words, parse_arguments(words)
+
+    alternating = resolve_protocol(parse(tasks[0], [])[1]).phase_order == "alternating"
+    wanted = [(ROWS[name], ROWS[name].losses(alternating)[0]) for name in rows]
+    last = max((row.phase for row, _ in wanted), key=PHASES.index)
+    variants = list(dict.fromkeys((loss, row.reward, row.curriculum) for row, loss in wanted
+                                  if row.phase == "phase 4"))
+    losses = [loss for loss in LOSSES if loss == "col" or any(other == loss for _, other in wanted)]
+    controls = [row.flag for row, _ in wanted if row.flag]
+    jobs = []
+
+    def add(task, seed, words, name=None, **more_of_job):
+        """name: of a run whose folder is not named by its variant."""
+        words, args = parse(task, ["--seed", str(seed), *words])
+        named = args.output_dir.name
+        if name:
+            named = f"{named.split(f'-{loss_name(args)}-')[0]}-{name}-seed{seed}"
+        folder = output_dir / task.lower()
+        words += ["--output_dir", str(folder / named), "--phase_dir", str(folder / "phases")]
+        jobs.append(Job(words, parse_arguments(words), **more_of_job))
+        return jobs[-1]
+
+    for seed in seeds:
+        for task in tasks:
+            shared = {}
+            for loss in losses:
+                words = ["--use_comp_loss"] if loss == "com" else [f"--{flag}" for flag in controls]
+                stop = "meta_teacher" if last == "phase 4" or loss == "com" else last
+                name = "-".join([loss, "shared", *controls * (loss == "col")])
+                shared[loss] = add(task, seed, [*words, "--stop_after", stop], name, kind=f"shared {loss}",
+                                   after=shared.get("col"))
+            for loss, reward, curriculum in variants:
+                words = ["--reward_function", reward, "--curriculum", curriculum]
+                words += ["--use_comp_loss"] * (loss == "com")
+                add(task, seed, words, kind="phase 4", after=shared[loss])
+    return jobs

@@ -1,4 +1,4 @@
-"""A page of tables as markdown, LaTeX, CSV or HTML.
+"""Figures in words, and a page of tables as markdown, LaTeX, CSV or HTML.
 
 A page is a list of (kind, content): ("heading", text), ("text", text), ("list", texts), ("table", (title,
 header, rows of texts)). pandas, which `datasets` brings along, does the formats (with tabulate and jinja2:
@@ -6,11 +6,32 @@ scripts/requirements.txt).
 """
 import os
 import re
+import statistics
 from html import escape
 from pathlib import Path
 
 import pandas
 
+# --- figures in words ---------------------------------------------------------------------------------------
+
+def percent(values):
+    """Mean and, of several, standard deviation, in percent."""
+    values = [100 * value for value in values]
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{spread}"
+
+
+def probability(p):
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def span(values, form=str):
+    """One value, or the smallest and the largest."""
+    values = sorted(set(values))
+    return form(values[0]) if len(values) == 1 else f"{form(values[0])} to {form(values[-1])}"
+
+
+# --- pages --------------------------------------------------------------------------------------------------
 
 def as_frame(header, rows):
     frame = pandas.DataFrame(rows, columns=range(len(header)), dtype=str)
@@ -24,9 +45,8 @@ def to_markdown(page):
         if kind == "heading":
             parts.append(f"{'#' if number == 0 else '##'} {content}")
         elif kind == "table":
-            parts.append(
-                as_frame(*content[1:]).to_markdown(index=False, disable_numparse=True, tablefmt="pipe")
-            )
+            frame = as_frame(*content[1:])
+            parts.append(frame.to_markdown(index=False, disable_numparse=True, tablefmt="pipe"))
         else:
             parts.append("\n".join(f"- {line}" for line in content) if kind == "list" else content)
     return "\n\n".join(parts) + "\n"
@@ -37,25 +57,25 @@ def to_tex(page):
     parts = ["% needs the packages booktabs and, for pdflatex, inputenc with utf8"]
     for kind, content in page:
         if kind == "table":
-            columns = "l" * len(content[1])
-            parts.append(
-                f"% {content[0]}\n"
-                + as_frame(*content[1:]).to_latex(index=False, escape=True, column_format=columns).strip()
-            )
+            frame, columns = as_frame(*content[1:]), "l" * len(content[1])
+            text = frame.to_latex(index=False, escape=True, column_format=columns).strip()
+            parts.append(f"% {content[0]}\n{text}")
     return "\n\n".join(parts) + "\n"
 
 
 def to_csv(header, rows):
     """One table."""
-    return as_frame(header, [[str(value) for value in row] for row in rows]).to_csv(
-        index=False, lineterminator="\n"
-    )
+    frame = as_frame(header, [[str(value) for value in row] for row in rows])
+    return frame.to_csv(index=False, lineterminator="\n")
 
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#111}
-table{border-collapse:collapse;margin:1rem 0;font-size:13px}th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid #ccc}
+table{border-collapse:collapse;margin:1rem 0;font-size:13px}
+th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid #ccc}
 th{border-bottom:2px solid #333}tr:hover td{background:#f3f3f3}.wide{overflow-x:auto}figure{margin:1.5rem 0}
 figure svg{max-width:100%;height:auto}figcaption{color:#444}"""
+HEAD = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">"""
 
 
 def marked(text):
@@ -77,26 +97,16 @@ def to_html(page, drawings, records, places, output):
         else:
             parts.append(f'<div class="wide">{as_frame(*content[1:]).to_html(index=False, border=0)}</div>')
     parts.append("<h2>Figures</h2>")
-    parts += [
-        f"<figure>{svg[svg.index('<svg'):]}<figcaption>{escape(caption)}</figcaption></figure>"
-        for caption, svg in drawings
-    ]
+    for caption, svg in drawings:
+        picture = svg[svg.index("<svg"):]
+        parts.append(f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>")
     parts.append("<h2>Runs</h2><ul>")
+    here = output.resolve().parent if output else Path.cwd()
     for record in records:
-        best = "; ".join(
-            f"{name} {row['dev']['correct']}/{row['dev']['total']}"
-            for name, row in record["rows"].items()
-            if row["dev"]
-        )
-        link = os.path.relpath(
-            places[record["run"]].resolve(), output.resolve().parent if output else Path.cwd()
-        )
+        best = "; ".join(f"{name} {row['dev']['correct']}/{row['dev']['total']}"
+                         for name, row in record["rows"].items() if row["dev"])
+        link = os.path.relpath(places[record["run"]].resolve(), here)
         parts.append(f'<li><a href="{escape(link)}">{escape(record["run"])}</a>: {escape(best)}</li>')
     parts.append("</ul>")
-    title = escape(page[0][1])
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport"'
-        f' content="width=device-width"><title>{title}</title><style>{STYLE}</style></head><body>\n'
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    top = f"{HEAD}<title>{escape(page[0][1])}</title><style>{STYLE}</style></head><body>"
+    return "\n".join([top, *parts, "</body></html>"]) + "\n"

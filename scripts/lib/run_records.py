@@ -2,10 +2,11 @@
 file without weights.
 
 A record is a JSON object: `run` (task folder/run folder), what was run (task, protocol, set, loss, reward,
-curriculum, seed, encoder, select_on, flags, phase_order), what it read (data, dev_labels), and what came out:
-rows as in result.json; looks, the right answers on dev of each look at it, by phase; by episode rewards,
-entropies and actions, a sign a step (0: the first of flags.tasks); phases, the identities of those that runs
-share; seconds, peak memory, environment.
+curriculum, seed, encoder, select_on, flags, phase_order), what it read (data, dev_labels), and what came
+out: rows as in result.json; looks, the right answers on dev of each look at it, by phase; by episode
+rewards, entropies and actions, a sign a step (0: the first of flags.tasks); phases, the identities of those
+that runs share; seconds, peak memory; kd_200_batch; environment, where and by what code it was computed, and
+phase_environments, the same of the phases whose artefacts say so.
 """
 import json
 import string
@@ -13,36 +14,29 @@ from pathlib import Path
 
 import numpy as np
 
-from arguments import NOT_PART_OF_THE_RUN
+from lib.rows import ROWS
+
+from arguments import NOT_PART_OF_THE_RUN, PROTOCOLS
 from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, read_record
-from lib.rows import ROWS
 from tasks import TASKS
 
 # what may differ between the runs of one task in a table, and what the record says elsewhere
 NOT_A_SETTING = {
-    *NOT_PART_OF_THE_RUN,
-    "task",
-    "data_dir",
-    "seed",
-    "use_comp_loss",
-    "reward_function",
-    "curriculum",
-    "undistilled",
-    "kd_200",
-    "protocol",
-    "protocol_choices",
-    "set",
-    "teacher_model",
-    "student_model",
-    "nlayers",
-    "select_on",
-    "device",
-}
+    *NOT_PART_OF_THE_RUN, *(row.flag for row in ROWS.values() if row.flag), "task", "data_dir", "seed",
+    "use_comp_loss", "reward_function", "curriculum", "protocol", "protocol_choices", "set", "teacher_model",
+    "student_model", "nlayers", "select_on", "device"}
+OF_RESULT = ("task", "protocol", "set", "loss", "reward", "curriculum", "seed", "stopped_after", "select_on",
+             "dev_labels", "rows", "seconds", "peak_memory_bytes")
+# of environment.json; an older one has fewer
+ENVIRONMENT = ("python", "torch", "transformers", "platform", "cpu", "cpu_threads", "gpu", "git_commit",
+               "git_changes")
+OF_PHASE_4 = [name for name, row in ROWS.items() if row.phase == "phase 4"]
 # of the curriculum's tasks, in the order of the policy's actions
 SIGNS = string.digits + string.ascii_lowercase
-ENVIRONMENT = ("python", "torch", "transformers", "cpu_threads", "gpu", "git_commit", "git_changes")
 
+
+# --- reading ------------------------------------------------------------------------------------------------
 
 def read_lines(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -53,61 +47,62 @@ def read_folder(folder):
     way_out = f"give finished runs of main_superglue.py, or remove {folder}"
     result, args = read_record(folder / "result.json", way_out), read_json(folder / "args.json", way_out)
     if "dev_labels" not in result:
-        raise InputError(
-            f"{folder}/result.json: no dev_labels found: an older version of the code made it; run it again"
-        )
-    environment = read_json(folder / "environment.json", way_out)
+        raise InputError(f"{folder}/result.json: no dev_labels found: an older version of the code made it;"
+                         " run it again")
     metrics, trajectories = read_lines(folder / "metrics.jsonl"), read_lines(folder / "trajectories.jsonl")
     looks, episodes = {}, [line for line in metrics if "episode" in line]
     for line in metrics:
         if "dev" in line["scores"]:
             looks.setdefault(line["phase"], []).append(line["scores"]["dev"]["correct"])
+    encoder = {side: Path(result[f"{side}_model"]).name for side in ("teacher", "student")}
+    encoder["nlayers"] = result["nlayers"]
+    encoder |= {f"{side}_sha256": result["data"][f"{side}_model"] for side in ("teacher", "student")}
+    signs = dict(zip(args["tasks"], SIGNS))
     return {
         "run": f"{folder.parent.name}/{folder.name}",
-        **{
-            name: result[name]
-            for name in (
-                "task",
-                "protocol",
-                "set",
-                "loss",
-                "reward",
-                "curriculum",
-                "seed",
-                "stopped_after",
-                "select_on",
-                "dev_labels",
-                "rows",
-                "seconds",
-                "peak_memory_bytes",
-            )
-        },
+        **{name: result[name] for name in OF_RESULT},
         "phase_order": result["protocol_choices"]["phase_order"],
         "phases": {name: phase["identity"][:16] for name, phase in result["phases"].items()},
-        "encoder": {
-            **{side: Path(result[f"{side}_model"]).name for side in ("teacher", "student")},
-            "nlayers": result["nlayers"],
-            **{f"{side}_sha256": result["data"][f"{side}_model"] for side in ("teacher", "student")},
-        },
+        "encoder": encoder,
         "flags": {name: value for name, value in args.items() if name not in NOT_A_SETTING},
         "data": {name: split for name, split in result["data"].items() if isinstance(split, dict)},
         "looks": looks,
         "rewards": [round(line["reward"], 6) for line in episodes],
         "entropies": [round(line["entropy"], 6) for line in episodes],
-        "actions": [
-            "".join(SIGNS[args["tasks"].index(task)] for task in line["actions"]) for line in trajectories
-        ],
-        "environment": {name: environment[name] for name in ENVIRONMENT},
+        "actions": ["".join(signs[task] for task in line["actions"]) for line in trajectories],
+        "kd_200_batch": batch_size_of(folder, result["phases"].get("kd_200")),
+        "environment": part_of(read_json(folder / "environment.json", way_out)),
+        "phase_environments": {name: part_of(phase["environment"])
+                               for name, phase in result["phases"].items() if phase.get("environment")},
     }
+
+
+def batch_size_of(folder, phase):
+    """Examples a step of a phase of the run, as its artefact has it; None without one."""
+    path = folder / phase["folder"] / "phase.json" if phase else None
+    if path is None or not path.is_file():
+        return None
+    return read_record(path, f"remove {path.parent}")["depends_on"]["settings"]["batch_size"]
+
+
+def batches_of(record):
+    """Examples a step of kd_200 and of phase 4; None where it is not known. In records that are older than
+    the figure, kd_200 had the batches of phase 2."""
+    flags = record["flags"]
+    return record.get("kd_200_batch", flags.get("train_dataloader_size")), flags.get("val_dataloader_size")
+
+
+def part_of(environment):
+    """What a record keeps of an environment."""
+    return {name: environment[name] for name in ENVIRONMENT if name in environment}
 
 
 def find_runs(path):
     """(folders of finished runs, folders of unfinished ones) at or up to two levels below a folder."""
-    folders = sorted(
-        {found.parent for depth in ("", "*/", "*/*/") for found in path.glob(f"{depth}args.json")}
-    )
-    return ([folder for folder in folders if (folder / "result.json").is_file()],
-            [folder for folder in folders if not (folder / "result.json").is_file()])
+    depths = ("", "*/", "*/*/")
+    folders = sorted({found.parent for depth in depths for found in path.glob(f"{depth}args.json")})
+    finished = [folder for folder in folders if (folder / "result.json").is_file()]
+    return finished, [folder for folder in folders if folder not in finished]
 
 
 def read_compact(path):
@@ -118,21 +113,16 @@ def read_compact(path):
             records.append(json.loads(line))
             assert isinstance(records[-1]["rows"], dict) and isinstance(records[-1]["phases"], dict)
         except (ValueError, KeyError, TypeError, AssertionError):
-            raise InputError(
-                f"{path}:{number}: not the record of a run; expected what make_tables.py --compact wrote"
-            ) from None
+            raise InputError(f"{path}:{number}: not the record of a run; expected what make_tables.py"
+                             " --compact wrote") from None
     return records
 
 
 def write_compact(records, path):
     """A line a record, in the order of their names."""
-    path.write_text(
-        "".join(
-            json.dumps(record, separators=(",", ":")) + "\n"
-            for record in sorted(records, key=lambda r: r["run"])
-        ),
-        encoding="utf-8",
-    )
+    records = sorted(records, key=lambda record: record["run"])
+    path.write_text("".join(json.dumps(record, separators=(",", ":")) + "\n" for record in records),
+                    encoding="utf-8")
 
 
 def read_runs(paths):
@@ -147,10 +137,8 @@ def read_runs(paths):
             unfinished += left
             found = [(read_folder(folder), folder) for folder in finished]
         if not found:
-            raise InputError(
-                f"{path}: no finished run found; expected a run folder, a folder of run folders or a compact"
-                " file"
-            )
+            raise InputError(f"{path}: no finished run found; expected a run folder, a folder of run folders"
+                             " or a compact file")
         for record, place in found:
             if record["run"] in records:
                 raise InputError(f"{path}: run {record['run']} found twice; give it once")
@@ -158,67 +146,103 @@ def read_runs(paths):
     return [records[name] for name in sorted(records)], places, unfinished
 
 
+# --- what may stand in one table ----------------------------------------------------------------------------
+
 def check_comparable(records):
-    """InputError unless all records are of one protocol, encoder and selecting split and, task by task, of
+    """InputError unless all records are selected on dev, of one protocol and encoder and, task by task, of
     the same flags and data."""
     first, by_task = records[0], {}
     for record in records:
-        for name in ("protocol", "set", "encoder", "select_on"):
-            if record[name] != first[name]:
-                raise InputError(
-                    f"runs {first['run']} and {record['run']}: {name} {first[name]} and {record[name]}; a"
-                    " table takes runs of one protocol, encoder and selection"
-                )
-        other = by_task.setdefault(record["task"], record)
-        differ = [
-            f"--{name} {other['flags'].get(name)} and {value}"
-            for name, value in record["flags"].items()
-            if other["flags"].get(name) != value
-        ]
-        differ += [
-            f"{name} has other examples"
-            for name in record["data"]
-            if other["data"].get(name) != record["data"][name]
-        ]
-        if differ:
+        if record["select_on"] != "dev":
             raise InputError(
-                f"runs {other['run']} and {record['run']}: {'; '.join(differ)}; the runs of a task in a table"
-                " differ in variant and seed alone"
-            )
+                f"run {record['run']}: --select_on {record['select_on']}: phases 3 and 4 train on quiz, so"
+                " that their selection is on training data; a table takes runs that select on dev, run it"
+                " again without the flag")
+        for name in ("protocol", "set", "encoder"):
+            if record[name] != first[name]:
+                raise InputError(f"runs {first['run']} and {record['run']}: {name} {first[name]} and"
+                                 f" {record[name]}; a table takes runs of one protocol and encoder")
+        other = by_task.setdefault(record["task"], record)
+        differ = [f"--{name} {other['flags'].get(name)} and {record['flags'].get(name)}"
+                  for name in {**other["flags"], **record["flags"]}
+                  if other["flags"].get(name) != record["flags"].get(name)]
+        differ += [f"{name} has other examples" for name in record["data"]
+                   if other["data"].get(name) != record["data"][name]]
+        if differ:
+            raise InputError(f"runs {other['run']} and {record['run']}: {'; '.join(differ)}; the runs of a"
+                             " task in a table differ in variant and seed alone")
+
+
+def environments_of(record):
+    """Where and by what code a run and the phases that it reuses were computed."""
+    return [record["environment"], *record.get("phase_environments", {}).values()]
+
+
+def mixture_of(records):
+    """Texts that say in what the code and the machines behind records differ, or that the code was not that
+    of a commit; none if all is well."""
+    texts = []
+    for name in ENVIRONMENT[:-1]:
+        seen = {}  # value: the first run that has it
+        for record in records:
+            for environment in environments_of(record):
+                if name in environment:
+                    seen.setdefault(environment[name], record["run"])
+        if len(seen) > 1:
+            texts.append(f"{name} " + " and ".join(f"{value} ({run})" for value, run in seen.items()))
+    changed = [record for record in records
+               if any(environment.get("git_changes") for environment in environments_of(record))]
+    if changed:
+        texts.append(f"files that differ from their commit in {len(changed)} of {len(records)} runs"
+                     f" ({changed[0]['run']}{', ...' if len(changed) > 1 else ''})")
+    return texts
+
+
+def check_unmixed(records):
+    """InputError unless all records were made by the code of one commit, on one kind of machine."""
+    texts = mixture_of(records)
+    if texts:
+        raise InputError(f"runs of different code or machines: {'; '.join(texts)}; a table takes runs of one"
+                         " commit, its files unchanged, and one machine: run them again, or give --mixed,"
+                         " which says it on the page")
+
+
+# --- rows of tables -----------------------------------------------------------------------------------------
+
+def choice_of(record, name):
+    """The value of a choice of the protocol."""
+    changes = dict(change.split("=", 1) for change in record["set"])
+    return changes.get(name, getattr(PROTOCOLS[record["protocol"]], name))
 
 
 class Found:
-    """Rows of runs by task, row and seed: what result.json says of a row, with the looks of its phase and its
-    record. Where phases 2 and 3 alternate, a distilled student is another one with each loss: the rows kd and
-    kd_200 are then the collaborative ones. InputError where runs say different things of one row and seed."""
+    """Rows of runs by task, row and seed: what result.json says of a row, with the looks of its phase and
+    its record. Which loss's runs a row may come from: Row.losses. InputError where runs say different
+    things of one row and seed."""
 
     def __init__(self, records):
         self.records, self.cells = records, {}
         self.alternating = records[0]["phase_order"] == "alternating"
         for record in records:
-            for name, row in ROWS.items():
-                if self.alternating and row.found_as in ("kd", "kd_200") and record["loss"] != "col":
-                    continue
-                figures = record["rows"].get(row.found_as)
-                wanted = all(
-                    value in (None, record[key])
-                    for key, value in (
-                        ("loss", row.loss),
-                        ("reward", row.reward),
-                        ("curriculum", row.curriculum),
-                    )
-                )
-                if wanted and figures and figures["dev"]:
-                    looks = record["looks"][row.found_as if row.phase != "phase 4" else "mpdistil"]
-                    new = {**figures["dev"], "looks": looks, "record": record}
-                    cell = self.cells.setdefault((record["task"], name), {}).setdefault(record["seed"], new)
-                    if cell["right"] != new["right"]:
-                        raise InputError(
-                            f"runs {cell['record']['run']} and {record['run']}: both have the row {name} of"
-                            f" {record['task']}, seed {record['seed']}, with different answers; give one of"
-                            " them"
-                        )
+            for name in ROWS:
+                self.add(record, name)
         self.tasks = [task for task in TASKS if any(record["task"] == task for record in records)]
+
+    def add(self, record, name):
+        """Take a row from a record that has it."""
+        row = ROWS[name]
+        figures = record["rows"].get(row.found_as)
+        if not figures or not figures["dev"] or record["loss"] not in row.losses(self.alternating):
+            return
+        if row.reward not in (None, record["reward"]) or row.curriculum not in (None, record["curriculum"]):
+            return
+        looks = record["looks"][row.found_as if row.phase != "phase 4" else "mpdistil"]
+        new = {**figures["dev"], "looks": looks, "record": record}
+        cell = self.cells.setdefault((record["task"], name), {}).setdefault(record["seed"], new)
+        if cell["right"] != new["right"]:
+            raise InputError(f"runs {cell['record']['run']} and {record['run']}: both have the row {name} of"
+                             f" {record['task']}, seed {record['seed']}, with different answers; give one of"
+                             " them")
 
     def cell(self, task, name):
         """{seed: figures}, in the order of seeds."""
@@ -226,19 +250,25 @@ class Found:
 
     def seeds(self, task, *names):
         """Seeds that all these rows have."""
-        return [
-            seed for seed in self.cell(task, names[0]) if all(seed in self.cell(task, name) for name in names)
-        ]
+        cells = [self.cell(task, name) for name in names]
+        return [seed for seed in cells[0] if all(seed in cell for cell in cells)]
 
     def right(self, task, names, seeds):
         """Right (1) or wrong (0), the mean over the rows `names`: (seeds, examples)."""
-        return np.mean(
-            [
-                [[int(sign) for sign in self.cell(task, name)[seed]["right"]] for seed in seeds]
-                for name in names
-            ],
-            axis=0,
-        )
+        cells = [self.cell(task, name) for name in names]
+        return np.mean([[[int(sign) for sign in cell[seed]["right"]] for seed in seeds] for cell in cells],
+                       axis=0)
+
+    def same_run(self, task, name):
+        """The first row that is the same computation as this one; the row itself, if there is none before
+        it."""
+        cell = self.cell(task, name)
+        before = OF_PHASE_4[:OF_PHASE_4.index(name)] if cell and name in OF_PHASE_4 else []
+        for other in before:
+            there = self.cell(task, other)
+            if there.keys() == cell.keys() and all(same_student(there[seed], cell[seed]) for seed in cell):
+                return other
+        return name
 
     def majority(self, task):
         """Share of the most frequent class on dev."""
@@ -250,9 +280,22 @@ class Found:
         return next(record["dev_labels"] for record in self.records if record["task"] == task)
 
 
+def same_student(one, other):
+    """Whether two runs of phase 4 with one seed kept the same student: up to the look that was kept they
+    trained one student on the same picks, and it gave the same answers. What is left, the reward, reaches
+    the student by the picks alone, but for state_gradient=attached. Equal answers alone do not show it: two
+    students may well get the same examples right."""
+    def until_kept(figures):
+        record, kept = figures["record"], figures.get("episode")
+        rewards = record["rewards"][:kept] if choice_of(record, "state_gradient") == "attached" else None
+        return (kept, figures["right"], record["phases"].get("kd"), figures["looks"][:kept],
+                record["actions"][:kept], rewards)
+
+    return until_kept(one) == until_kept(other)
+
+
 def process_seconds(records):
     """Seconds of training behind runs: phase 4 of each, and every phase that they share once."""
-    shared = {
-        identity: record["seconds"][name] for record in records for name, identity in record["phases"].items()
-    }
+    shared = {identity: record["seconds"][name] for record in records
+              for name, identity in record["phases"].items()}
     return sum(shared.values()) + sum(record["seconds"].get("mpdistil", 0) for record in records)

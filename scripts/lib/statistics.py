@@ -1,5 +1,8 @@
-"""Statistics of tables: intervals, permutation tests, corrections. scipy and statsmodels are imported where
-used."""
+"""Statistics of tables: intervals, tests of differences, corrections. scipy and statsmodels are imported
+where used.
+
+Rows are right (1) or wrong (0), or means of such rows, as arrays (seeds, examples).
+"""
 import numpy as np
 
 RESAMPLES = 9999
@@ -13,8 +16,8 @@ def exact_interval(correct, total, level=0.95):
 
 
 def mean_interval(values, level=0.95, least=-1.0):
-    """(mean, low, high) of values: (seeds, examples), between `least` and 1. The interval has the outer ends
-    of two: the percentile bootstrap over seeds and examples, drawn anew independently (Owen 2007, "The
+    """(mean, low, high) of values: (seeds, examples), between `least` and 1. The interval has the outer
+    ends of two: the percentile bootstrap over seeds and examples, drawn anew independently (Owen 2007, "The
     pigeonhole bootstrap"), and Student's t over the seeds' means, since a bootstrap of few seeds is too
     narrow. Of one seed: the bootstrap over its examples alone, which says nothing of other seeds."""
     from scipy.stats import bootstrap, t
@@ -27,17 +30,9 @@ def mean_interval(values, level=0.95, least=-1.0):
         return values[drawn[0][..., :, None], drawn[1][..., None, :]].mean((-2, -1))
 
     places = (np.arange(examples),) if seeds == 1 else (np.arange(seeds), np.arange(examples))
-    interval = bootstrap(
-        places,
-        mean_of,
-        n_resamples=RESAMPLES,
-        batch=max(1, 2_000_000 // values.size),
-        vectorized=True,
-        axis=-1,
-        confidence_level=level,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    interval = bootstrap(places, mean_of, n_resamples=RESAMPLES, batch=max(1, 2_000_000 // values.size),
+                         vectorized=True, axis=-1, confidence_level=level, method="percentile",
+                         rng=np.random.default_rng(0)).confidence_interval
     low, high = float(interval.low), float(interval.high)
     by_seed = values.mean(1)
     if np.ptp(by_seed) > 0:
@@ -46,26 +41,37 @@ def mean_interval(values, level=0.95, least=-1.0):
     return float(values.mean()), low, high
 
 
+# --- tests of a difference ----------------------------------------------------------------------------------
+
 def permutation_p(first, second):
-    """Two-sided p of no difference between two rows, right or wrong as (seeds, examples): both are swapped,
-    an example in all seeds at once, since one example's answers hang together. Of one seed it is McNemar's
-    test. It takes the seeds as they are: whether other seeds would say the same is the interval's part. Exact
-    where at most 13 examples tell the rows apart, else from RESAMPLES swaps."""
-    from scipy.stats import permutation_test
-    sums = np.asarray(first).sum(0), np.asarray(second).sum(0)
-    told_apart = sums[0] != sums[1]  # the others change nothing when swapped
-    if told_apart.sum() < 2:
+    """Two-sided p of no difference between two rows, for these seeds: both are swapped, an example in all
+    seeds at once, since one example's answers hang together. Of one seed it is McNemar's test. Exact: the
+    chances of all sums of signed differences are counted, example by example."""
+    sums = np.asarray(first, dtype=float).sum(0) - np.asarray(second, dtype=float).sum(0)
+    sums = np.rint(12 * sums).astype(int)  # whole numbers, for means over up to four rows too
+    if not sums.any():
         return 1.0
-    return permutation_test(
-        [row[told_apart] for row in sums],
-        lambda a, b, axis: (a - b).mean(axis),
-        permutation_type="samples",
-        vectorized=True,
-        axis=-1,
-        n_resamples=RESAMPLES,
-        batch=500,
-        rng=np.random.default_rng(0),
-    ).pvalue
+    sums = sums[sums != 0] // np.gcd.reduce(sums)
+    ends = int(np.abs(sums).sum())
+    chances = np.zeros(2 * ends + 1)  # of the sums from -ends to ends
+    chances[ends] = 1
+    for step in np.abs(sums):
+        chances = (np.roll(chances, step) + np.roll(chances, -step)) / 2  # rolls nothing over an end
+    return min(1.0, float(chances[np.abs(np.arange(-ends, ends + 1)) >= abs(sums.sum())].sum()))
+
+
+def paired_t_p(first, second):
+    """Two-sided p of no difference between two rows, for these examples: Student's paired t over the seeds'
+    scores; 1 of one seed. The variance over seeds is taken to be at least that of rounding two counts to
+    whole numbers: few seeds that agree to the example do not show that seeds make no difference."""
+    from scipy.stats import t
+    differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    seeds, examples = differences.shape
+    if seeds < 2:
+        return 1.0
+    by_seed = differences.mean(1)
+    variance = max(by_seed.var(ddof=1), 2 / 12 / examples ** 2)
+    return float(2 * t.sf(abs(by_seed.mean()) / np.sqrt(variance / seeds), seeds - 1))
 
 
 def corrected(p_values):
@@ -73,6 +79,8 @@ def corrected(p_values):
     from statsmodels.stats.multitest import multipletests
     return multipletests(p_values, method="holm")[1].tolist() if len(p_values) else []
 
+
+# --- selection ----------------------------------------------------------------------------------------------
 
 def expected_best(scores, looks):
     """Mean of the best of `looks` scores drawn from `scores` without replacement: what selecting among fewer
@@ -91,26 +99,17 @@ def count_wins(teacher, students):
 
 def chance_of_wins(teacher, students):
     """Chance of at least as many wins as were found (count_wins) if teacher and students were exchangeable:
-    their answers to each example are dealt out anew. Students that are more alike than that win less often.
-    teacher: for each task (examples), right answers over seeds; students: such a list each."""
+    their answers to each example are dealt out anew. It hangs on which of them is best in a task, not on by
+    how much, so that a spread over seeds leaves it right. Students that are more alike than that win less
+    often. teacher: for each task (examples), right answers over seeds; students: such a list each."""
     from scipy.stats import permutation_test
     ends = np.cumsum([len(task) for task in teacher])
     columns = [np.concatenate(row) for row in (teacher, *students)]
 
     def wins(*columns, axis):
-        sums = [
-            np.stack([part.sum(-1) for part in np.split(column, ends[:-1], axis=-1)]) for column in columns
-        ]
+        sums = [np.stack([part.sum(-1) for part in np.split(column, ends[:-1], axis=-1)])
+                for column in columns]
         return (np.max(sums[1:], axis=0) > sums[0]).sum(0)
 
-    return permutation_test(
-        columns,
-        wins,
-        permutation_type="samples",
-        alternative="greater",
-        vectorized=True,
-        axis=-1,
-        n_resamples=RESAMPLES,
-        batch=500,
-        rng=np.random.default_rng(0),
-    ).pvalue
+    return permutation_test(columns, wins, permutation_type="samples", alternative="greater", vectorized=True,
+                            axis=-1, n_resamples=RESAMPLES, batch=500, rng=np.random.default_rng(0)).pvalue

@@ -1,0 +1,214 @@
+"""The tables of a page, each (header, lines of cells)."""
+import statistics
+
+import numpy as np
+
+from lib.comparisons import COLUMNS, MISSING, SAME
+from lib.formats import percent, probability, span
+from lib.rows import MPDISTIL, ROWS, label_of
+from lib.statistics import chance_of_wins, count_wins, expected_best
+
+CURVES = ("student", "kd", "kd_200", "kd_quiz", "uniform", "no_curriculum_col", *MPDISTIL)
+METRICS = {"acc": "accuracy", "f1": "f1"}  # the paper's word for a figure of result.json
+
+
+def same_mark(found, task, name):
+    """What a cell adds of a row that is another one's computation."""
+    return f" ({SAME})" if found.same_run(task, name) != name else ""
+
+
+def main_table(found, table):
+    """A row of the paper a line, ours beside the paper's number, column by column."""
+    seeds = {column: {len(found.cell(column, name)) for name in ROWS} - {0} for column, _ in table["columns"]}
+    header, lines = ["row"], []
+    for column, metric in table["columns"]:
+        all_have = f" (n = {max(seeds[column])})" if len(seeds[column]) == 1 else ""
+        header += [f"{column} {metric}{all_have}", "paper"]
+    for name in ROWS:
+        line = [label_of(name)]
+        for position, (column, metric) in enumerate(table["columns"]):
+            cell, key = found.cell(column, name), METRICS.get(metric)
+            values = [figures[key] for figures in cell.values() if key in figures]
+            ours = MISSING
+            if values:
+                count = f" (n = {len(values)})" if len(seeds[column]) > 1 else ""
+                ours = percent(values) + count + same_mark(found, column, name)
+            paper = table["values"].get(name)
+            line += [ours, f"{paper[position]:.1f}" if paper else "-"]
+        lines.append(line)
+    majority = ["Majority class"]
+    for column, _ in table["columns"]:
+        majority += [f"{100 * found.majority(column):.1f}" if column in found.tasks else MISSING, "-"]
+    return header, [*lines, majority]
+
+
+def cell_lines(found, table):
+    """The main table's cells, a line a seed."""
+    lines = []
+    for name in ROWS:
+        for position, (column, metric) in enumerate(table["columns"]):
+            paper = table["values"].get(name, {position: ""})[position]
+            key, cell, same = METRICS.get(metric), found.cell(column, name), found.same_run(column, name)
+            same = same if same != name else ""
+            ours = [[seed, round(100 * figures[key], 4), figures["correct"], figures["total"], paper, same]
+                    for seed, figures in cell.items() if key in figures]
+            lines += [[column, metric, name, *cells] for cells in ours or [["", "", "", "", paper, ""]]]
+    header = ["task", "metric", "row", "seed", "percent", "correct", "total", "paper_percent", "same_run_as"]
+    return header, lines
+
+
+def count_table(found):
+    """Correct answers, k of n, by seed."""
+    header = ["row"] + [f"{task}, of {sum(found.dev_labels(task))}" for task in found.tasks]
+
+    def counts(task, name):
+        given = ", ".join(str(figures["correct"]) for figures in found.cell(task, name).values())
+        return given + same_mark(found, task, name) if given else MISSING
+
+    return header, [[label_of(name), *(counts(task, name) for task in found.tasks)] for name in ROWS]
+
+
+# --- differences --------------------------------------------------------------------------------------------
+
+def difference_table(task, rows):
+    """rows: the comparisons of rows."""
+    return [f"{task}: row", "minus", *COLUMNS], [
+        comparison.cells() for (of_task, _, _), comparison in rows.items() if of_task == task]
+
+
+def factor_table(factors):
+    """factors: the comparisons of factors."""
+    return (["choice of reward or loss, mean over the other", *COLUMNS],
+            [comparison.cells() for comparison in factors.values()])
+
+
+# --- selection ----------------------------------------------------------------------------------------------
+
+def few_looks(found, task):
+    """Looks that phase 2 has."""
+    return next(record["flags"]["epochs"] for record in found.records if record["task"] == task)
+
+
+def selection_effect(found, task, name):
+    """{figure: mean over seeds}, shares of dev, and looks; None without the row."""
+    cell = found.cell(task, name)
+    if not cell:
+        return None
+    shares = [np.array(figures["looks"]) / figures["total"] for figures in cell.values()]
+    kept = np.mean([figures["accuracy"] for figures in cell.values()])
+    mean = np.mean([share.mean() for share in shares])
+    few = np.mean([expected_best(share, few_looks(found, task)) for share in shares])
+    return {"looks": [len(share) for share in shares], "kept": kept, "mean": mean,
+            "last": np.mean([share[-1] for share in shares]), "few": few, "over_mean": kept - mean,
+            "over_few": kept - few}
+
+
+def selection_table(found, task):
+    """What keeping the best of many looks at dev is worth, in percent, the mean over seeds."""
+    few = few_looks(found, task)
+    header = [f"{task}: row", "looks", "kept", "mean of all looks", "last look",
+              f"expected best of {few} looks", "kept - mean", f"kept - best of {few}"]
+    lines = []
+    for name in CURVES:
+        effect = selection_effect(found, task, name)
+        if effect:
+            figures = [effect[key] for key in ("kept", "mean", "last", "few", "over_mean", "over_few")]
+            figures = [f"{100 * value:.1f}" for value in figures]
+            lines.append([label_of(name), span(effect["looks"]), *figures])
+    return header, lines
+
+
+# --- the policy ---------------------------------------------------------------------------------------------
+
+def same_picks(found, task, name):
+    """Share of the steps in which the policy picks what the uniform run of the same seed, whose draws are the
+    same, picks; None without both."""
+    seeds = found.seeds(task, name, "uniform")
+    if not seeds:
+        return None
+    picks, chance = ("".join(sign for seed in seeds for sign in cell[seed]["record"]["actions"])
+                     for cell in (found.cell(task, name), found.cell(task, "uniform")))
+    same = [one == other for one, other in zip(picks, chance, strict=True)]
+    return sum(same) / len(same)
+
+
+def policy_table(found):
+    """Entropy and reward at the beginning and the end, the policy's and those of chance."""
+    header = ["row", "episodes", "entropy, first fifth", "last fifth", "reward, first fifth", "last fifth",
+              "same picks as uniform, %"]
+    lines = []
+    for task in found.tasks:
+        for name in (*MPDISTIL, "uniform"):
+            records = [figures["record"] for figures in found.cell(task, name).values()]
+            if not records:
+                continue
+            line = [f"{task}: {label_of(name)}", span([len(record["rewards"]) for record in records])]
+            for key in ("entropies", "rewards"):
+                fifth = max(1, len(records[0][key]) // 5)
+                for part in (slice(None, fifth), slice(-fifth, None)):
+                    mean = statistics.mean(value for record in records for value in record[key][part])
+                    line.append(f"{mean:.4f}")
+            same = same_picks(found, task, name)
+            lines.append([*line, MISSING if same is None else f"{100 * same:.1f}"])
+    return header, lines
+
+
+# --- wins over the teacher ----------------------------------------------------------------------------------
+
+def wins_of(found, tasks, names):
+    """(above, equal, below, chance of so many above) of the best of some rows against the teacher."""
+    seeds = {task: found.seeds(task, "teacher", *names) for task in tasks}
+    teacher, *students = ([found.right(task, [name], seeds[task]).sum(0) for task in tasks]
+                          for name in ("teacher", *names))
+    sums = [[answers.sum() for answers in row] for row in (teacher, *students)]
+    above = count_wins(sums[0], sums[1:])
+    equal = sum(max(row[number] for row in sums[1:]) == right for number, right in enumerate(sums[0]))
+    return above, equal, len(tasks) - above - equal, chance_of_wins(teacher, students)
+
+
+def paper_wins(table, names):
+    """Cells of the same for the paper's numbers. Of two equals the teacher is best once in two, of five
+    that are as different from each other once in five."""
+    from scipy.stats import binom
+    columns = [number for number, (_, metric) in enumerate(table["columns"])
+               if metric in ("acc", "acc matched", "pearson")]
+    pairs = [(max(table["values"][name][column] for name in names), table["values"]["teacher"][column])
+             for column in columns]
+    above, below = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    shares = [1 / 2] if len(names) == 1 else [1 / 2, len(names) / (len(names) + 1)]
+    chances = [probability(binom.sf(above - 1, above + below, share)) for share in shares]
+    return [str(above), str(len(pairs) - above - below), str(below), " to ".join(chances)]
+
+
+def wins_table(found, table, rows):
+    """(header, lines, {student: (tasks above, tasks, chance)}): in how many tasks a student beats its
+    teacher, ours and the paper's. rows: the comparisons of rows, which say where the tests carry it. A
+    student that is another one's computation in every task stands there without figures, and is not dealt
+    out with the others."""
+    counts = ["above", "equal", "below", "chance of so many above"]
+    header = ["student", "tasks", *counts, "shown above", *(f"paper: {name}" if name == "above" else name
+                                                            for name in counts)]
+    tasks_of = {name: [task for task in found.tasks if found.seeds(task, "teacher", name)]
+                for name in MPDISTIL}
+    repeated = {name for name, tasks in tasks_of.items()
+                if tasks and all(found.same_run(task, name) != name for task in tasks)}
+    lines, ours = [], {}
+    for name in MPDISTIL:
+        tasks, cells = tasks_of[name], [MISSING, "", "", "", ""]
+        if name in repeated:
+            cells = [SAME, "", "", "", ""]
+        elif tasks:
+            above, equal, below, chance = wins_of(found, tasks, [name])
+            shown = sum(rows[task, name, "teacher"].verdict == "higher" for task in tasks)
+            cells = [*map(str, (above, equal, below)), probability(chance), str(shown)]
+            ours[label_of(name)] = above, len(tasks), chance
+        lines.append([label_of(name), str(len(tasks)), *cells, *paper_wins(table, [name])])
+    tasks = [task for task in found.tasks if found.seeds(task, "teacher", *MPDISTIL)]
+    cells = [MISSING, "", "", "", ""]
+    if tasks:
+        students = [name for name in MPDISTIL if name not in repeated]
+        above, equal, below, chance = wins_of(found, tasks, students)
+        cells = [*map(str, (above, equal, below)), probability(chance), "-"]
+        ours["best of the four"] = above, len(tasks), chance
+    lines.append(["best of the four", str(len(tasks)), *cells, *paper_wins(table, MPDISTIL)])
+    return header, lines, ours

@@ -45,13 +45,10 @@ def number(kind, low, high=math.inf, open_low=False, open_high=False):
             value = kind(text)
         except ValueError:
             value = math.nan
-        inside = (value > low if open_low else value >= low) and (
-            value < high if open_high else value <= high
-        )
-        if not (math.isfinite(value) and inside):
+        above, below = value > low if open_low else value >= low, value < high if open_high else value <= high
+        if not (math.isfinite(value) and above and below):
             raise argparse.ArgumentTypeError(
-                f"{text!r} found, expected {'a whole' if kind is int else 'a'} number {ends}"
-            )
+                f"{text!r} found, expected {'a whole' if kind is int else 'a'} number {ends}")
         return value
     return parse
 
@@ -61,13 +58,8 @@ COUNT, RATE, SHARE = number(int, 1), number(float, 0, open_low=True), number(flo
 
 def build_parser():
     parser = OneLineParser(
-        prog="main_superglue.py",
-        allow_abbrev=False,
-        formatter_class=Help,
-        description=(
-            "MPDistil: teacher, distilled student, meta-teacher and curriculum on one SuperGLUE task."
-        ),
-    )
+        prog="main_superglue.py", allow_abbrev=False, formatter_class=Help,
+        description="MPDistil: teacher, distilled student, meta-teacher and curriculum on one SuperGLUE task.")
 
     flag = parser.add_argument_group("task and data").add_argument
     flag("--task", required=True, help="main task: BoolQ, CB, COPA, RTE, WiC or WSC, in any case")
@@ -176,8 +168,7 @@ def parse_arguments(argv=None):
     if args.fresh and args.phase_dir is not None:
         build_parser().error(
             "argument --fresh: found together with --phase_dir; a fresh run keeps its phases in its own"
-            " folder, so leave one of the two out"
-        )
+            " folder, so leave one of the two out")
     if args.output_dir is None:
         changes = "".join(f"-{change}" for change in args.set)
         name = f"{args.protocol}{changes}-{loss_name(args)}-{args.reward_function}-{args.curriculum}"
@@ -247,8 +238,7 @@ class Protocol:
 
 
 PROTOCOLS = {
-    "paper": Protocol(),
-    "released": Protocol(**{f.name: f.metadata["values"][1] for f in fields(Protocol)}),
+    "paper": Protocol(), "released": Protocol(**{f.name: f.metadata["values"][1] for f in fields(Protocol)})
 }
 
 
@@ -261,19 +251,15 @@ def resolve_protocol(args):
         key, _, value = text.partition("=")
         if key not in values:
             raise InputError(
-                f"--set {text}: {key!r} found, expected NAME=VALUE with NAME one of {', '.join(values)}"
-            )
+                f"--set {text}: {key!r} found, expected NAME=VALUE with NAME one of {', '.join(values)}")
         if value not in values[key]:
-            raise InputError(
-                f"--set {text}: {value!r} found, expected {key}={values[key][0]} (paper) or"
-                f" {key}={values[key][1]} (released)"
-            )
+            raise InputError(f"--set {text}: {value!r} found, expected {key}={values[key][0]} (paper) or"
+                             f" {key}={values[key][1]} (released)")
         changes[key] = value
     protocol = replace(PROTOCOLS[args.protocol], **changes)
     if protocol.phase_order == "alternating" and args.meta_epochs != args.epochs:
         raise InputError(
             f"--meta_epochs {args.meta_epochs}, --epochs {args.epochs}: with phase_order=alternating"
             " (--protocol released) phases 2 and 3 take turns, so both need the same number; give both flags"
-            " the same value"
-        )
+            " the same value")
     return protocol

@@ -118,9 +118,9 @@ class Episode:
     number: from 1; order: the main task's quiz batches, a step each, None before it begins. Of the steps so
     far: used, the actions whose task trained the student; credited, those that the step's reward is credited
     to; states (1, hidden) that they were drawn from; rewards. upcoming: the action of the next step, where it
-    is drawn a step before. p_before: p_S(y|x) of the main quiz (examples), where rewards are of the weights
-    from before the episode. begun: what the state of the whole episode is read from, where it is fixed at its
-    start. gradient_norm: of what was applied at its end.
+    is drawn a step before. What the rewards compare, of the main quiz (examples): p_teacher, p_T'(y|x); and
+    p_before, p_S(y|x), where they are of the weights from before the episode. begun: what the state of the
+    whole episode is read from, where it is fixed at its start. gradient_norm: of what was applied at its end.
     """
     number: int = 1
     order: list | None = None
@@ -129,6 +129,7 @@ class Episode:
     states: list = field(default_factory=list)
     rewards: list = field(default_factory=list)
     upcoming: int | None = None
+    p_teacher: torch.Tensor | None = None
     p_before: torch.Tensor | None = None
     begun: dict | None = None
     gradient_norm: torch.Tensor | None = None
@@ -179,8 +180,8 @@ def values_of_state(student):
 
 def fixed_state(student, values):
     """The state of a whole episode, (1, hidden), with a gradient to the student (METHOD.md row 14). It is
-    read from copies that hold `values`, so that steps within the episode may change the weights before the policy
-    loss goes backward to them."""
+    read from copies that hold `values`, so that steps within the episode may change the weights before the
+    policy loss goes backward to them."""
     predictor = student.state_predictor
     copies = {"weight": predictor.weight.clone(), "bias": predictor.bias.clone(),
               "pooler": student.encoder.pooler_weight.clone()}
@@ -223,8 +224,8 @@ def check_update(number, figures, updated):
 def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_task, settings, evaluator,
                      streams, log, saver=None):
     """Phase 4. quiz: {curriculum task: its quiz Split}, in the order of the policy's actions. Reads the
-    frozen teacher's pooled outputs by example; leaves the best episode's weights in student and the last ones in
-    policy. Goes on from the saver's state, if there is one. Returns the Best.
+    frozen teacher's pooled outputs by example; leaves the best episode's weights in student and the last ones
+    in policy. Goes on from the saver's state, if there is one. Returns the Best.
 
     A step: an action picks a task, one of its quiz batches trains the student, and the reward is taken on a
     quiz batch of the main task. credit "same_step": the action is drawn, used and credited in one step;
@@ -246,7 +247,7 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
     learner = Trained(student, make_optimizer(student, settings.learning_rate, settings))
     decider = Trained(policy, make_optimizer(policy, settings.policy_learning_rate, settings))
     batches = QuizBatches(quiz, settings.batch_size, settings.quiz_batches, streams)
-    best, episode, meter = evaluator.best(), Episode(), Meter(student)
+    best, episode, meter = evaluator.best(), Episode(p_teacher=p_teacher), Meter(student)
     state = {"student": learner, "policy": decider, "streams": streams, "random": GlobalGenerators(),
              "batches": batches, "best": best, "episode": episode, "meter": meter, "log": log}
     saver.restore(state, device)
@@ -322,7 +323,8 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
                     with torch.no_grad():
                         p_student = main_rules.agreement(student(main_task, batch)[0], batch.labels)
                 dtype = torch.float32 if settings.reward_precision == "float32" else None
-                reward = REWARDS[settings.reward](p_student, p_teacher[places], len(main_quiz), dtype)
+                reward = REWARDS[settings.reward](p_student, episode.p_teacher[places], len(main_quiz),
+                                                    dtype)
                 episode.rewards.append(reward)
                 if not finite:
                     break  # meter.means() says what and where

@@ -113,9 +113,8 @@ class Evaluator:
     def main(self, scores):
         """The figure that selects, on the selecting split."""
         metrics = self.splits[self.select_on].task.metrics
-        return scores[self.select_on][
-            "f1" if self.rule == "f1_or_accuracy" and "f1" in metrics else metrics[0]
-        ]
+        chosen = "f1" if self.rule == "f1_or_accuracy" and "f1" in metrics else metrics[0]
+        return scores[self.select_on][chosen]
 
     def best(self):
         """An empty Best for this rule."""
@@ -127,9 +126,8 @@ def make_optimizer(module, learning_rate, settings):
     row 9)."""
     decayed, spared = [], []
     for parameter in module.parameters():
-        (spared if settings.weight_decay_on == "matrices" and parameter.ndim <= 1 else decayed).append(
-            parameter
-        )
+        is_spared = settings.weight_decay_on == "matrices" and parameter.ndim <= 1
+        (spared if is_spared else decayed).append(parameter)
     return torch.optim.AdamW([{"params": decayed, "weight_decay": settings.weight_decay},
                               {"params": spared, "weight_decay": 0.0}], lr=learning_rate, fused=True)
 
@@ -154,8 +152,7 @@ def finish_best(best, module, phase):
     if best.weights is None:
         raise TrainingError(
             f"phase {phase}: no epoch or episode scored above {best.score:g}, so nothing was kept; train "
-            "longer, or --set selection=main_metric"
-        )
+            "longer, or --set selection=main_metric")
     best.restore(module)
     module.eval()
 
@@ -199,12 +196,8 @@ class EpochLoop:
         """What must survive a kill."""
         optimizer = make_optimizer(self.module, self.settings.learning_rate, self.settings)
         return {
-            "model": Trained(self.module, optimizer),
-            "streams": self.streams,
-            "best": self.evaluator.best(),
-            "epoch": Epoch(evaluated=self.evaluated),
-            "meter": Meter(self.module),
-            "log": self.log,
+            "model": Trained(self.module, optimizer), "streams": self.streams, "best": self.evaluator.best(),
+            "epoch": Epoch(evaluated=self.evaluated), "meter": Meter(self.module), "log": self.log
         }
 
     def steps(self):
@@ -224,10 +217,8 @@ def run_epochs(*loops, saver=None):
                                epochs * sum(loop.steps() for loop in loops)) as bar:
         for loop in loops:
             epoch = state[loop.phase]["epoch"]
-            bar.update(
-                (epoch.number - 1) * loop.steps()
-                + (len(state[loop.phase]["meter"].steps) if epoch.order else 0)
-            )
+            bar.update((epoch.number - 1) * loop.steps() +
+                       (len(state[loop.phase]["meter"].steps) if epoch.order else 0))
         for number in range(1, epochs + 1):
             for loop in loops:
                 if state[loop.phase]["epoch"].number == number:
@@ -243,9 +234,8 @@ def run_epoch(loop, state, saver, bar):
     settings, start = loop.settings, time.perf_counter() - epoch.seconds
     if epoch.order is None:
         loop.before()
-        epoch.order = loop.streams.batches(
-            len(loop.split), settings.batch_size, "order", count=loop.epoch_steps
-        )
+        epoch.order = loop.streams.batches(len(loop.split), settings.batch_size, "order",
+                                           count=loop.epoch_steps)
         meter.begin(f"phase {loop.phase}, epoch {epoch.number}", settings.learning_rate)
     set_training(loop.module, settings.dropout, epoch.evaluated)
     finite = True
@@ -264,15 +254,8 @@ def run_epoch(loop, state, saver, bar):
     chosen = loop.evaluator.main(scores)
     improved = best.offer(chosen, epoch.number, scores, loop.module, loop.evaluator.answers)
     bar.set_postfix(loss=f"{figures['loss']:.4f}", score=f"{chosen:.4f}", best=f"{best.score:.4f}")
-    loop.log.event(
-        phase=loop.phase,
-        epoch=epoch.number,
-        **figures,
-        learning_rate=settings.learning_rate,
-        scores=scores,
-        best=improved,
-        seconds=time.perf_counter() - start,
-    )
+    loop.log.event(phase=loop.phase, epoch=epoch.number, **figures, learning_rate=settings.learning_rate,
+                   scores=scores, best=improved, seconds=time.perf_counter() - start)
     epoch.number, epoch.order, epoch.evaluated, epoch.seconds = epoch.number + 1, None, True, 0.0
     saver.consider(state, at_end=True)
 
@@ -293,9 +276,8 @@ def train_teacher(teacher, train, settings, evaluator, streams, log, saver=None)
     return run_epochs(loop, saver=saver)[0]
 
 
-def distillation_loop(
-    phase, student, teacher_heads, teacher_outputs, train, settings, evaluator, streams, log, **more
-):
+def distillation_loop(phase, student, teacher_heads, teacher_outputs, train, settings, evaluator, streams,
+                      log, **more):
     """The EpochLoop of phase 2; arguments as in distill_student."""
     task, device, rules = train.task.name, torch.device(settings.device), train.task.rules
 
@@ -320,19 +302,8 @@ def distillation_loop(
     return EpochLoop(phase, student, train, step, settings, evaluator, streams, log, **more)
 
 
-def distill_student(
-    phase,
-    student,
-    teacher_heads,
-    teacher_outputs,
-    train,
-    settings,
-    evaluator,
-    streams,
-    log,
-    saver=None,
-    **more,
-):
+def distill_student(phase, student, teacher_heads, teacher_outputs, train, settings, evaluator, streams, log,
+                    saver=None, **more):
     """Phase 2. Reads train and, by example, the frozen teacher; leaves the best epoch's weights in student.
 
     phase: "kd", or "student" for the undistilled row (alpha = beta = 0), which needs no teacher: pass None
@@ -340,11 +311,8 @@ def distill_student(
     for EpochLoop. Returns the Best.
     """
     return run_epochs(
-        distillation_loop(
-            phase, student, teacher_heads, teacher_outputs, train, settings, evaluator, streams, log, **more
-        ),
-        saver=saver,
-    )[0]
+        distillation_loop(phase, student, teacher_heads, teacher_outputs, train, settings, evaluator, streams,
+                          log, **more), saver=saver)[0]
 
 
 def meta_teacher_loop(meta_teacher, teacher_outputs, student_outputs, quiz, settings, evaluator, streams, log,
@@ -367,28 +335,14 @@ def meta_teacher_loop(meta_teacher, teacher_outputs, student_outputs, quiz, sett
         return {**figures, "gradient_norm": backward(loss, meta_teacher, settings.max_grad_norm)}
 
     # a copy of the teacher's heads, which were evaluated in phase 1
-    return EpochLoop(
-        "meta_teacher",
-        meta_teacher,
-        quiz,
-        step,
-        settings,
-        evaluator,
-        streams,
-        log,
-        evaluated=True,
-        before=student_outputs.forget if student_moves else lambda: None,
-    )
+    return EpochLoop("meta_teacher", meta_teacher, quiz, step, settings, evaluator, streams, log,
+                     evaluated=True, before=student_outputs.forget if student_moves else lambda: None)
 
 
-def train_meta_teacher(
-    meta_teacher, teacher_outputs, student_outputs, quiz, settings, evaluator, streams, log, saver=None
-):
+def train_meta_teacher(meta_teacher, teacher_outputs, student_outputs, quiz, settings, evaluator, streams,
+                       log, saver=None):
     """Phase 3. meta_teacher: Heads that start as the teacher's. Reads quiz and, by example, both frozen
     encoders' pooled outputs h_T and h_S; leaves the best pass's weights in meta_teacher. Returns the Best."""
     return run_epochs(
-        meta_teacher_loop(
-            meta_teacher, teacher_outputs, student_outputs, quiz, settings, evaluator, streams, log
-        ),
-        saver=saver,
-    )[0]
+        meta_teacher_loop(meta_teacher, teacher_outputs, student_outputs, quiz, settings, evaluator, streams,
+                          log), saver=saver)[0]

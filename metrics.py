@@ -23,9 +23,8 @@ def score(task, predictions, labels):
 
 def row_of(split, answers):
     """The figures of a row: scores, and which examples were right, a sign each."""
-    right = "".join(
-        "01"[answer == label] for answer, label in zip(answers, split.labels.tolist(), strict=True)
-    )
+    right = "".join("01"[answer == label]
+                    for answer, label in zip(answers, split.labels.tolist(), strict=True))
     return {**score(split.task, answers, split.labels), "right": right}
 
 
@@ -70,41 +69,31 @@ def write_predictions(path, task, idx, predictions):
     Path(path).write_text(
         "".join(
             json.dumps({"idx": number, "label": task.answers[answer]}) + "\n"
-            for number, answer in zip(idx, map(int, predictions), strict=True)
-        ),
-        encoding="utf-8",
-    )
+            for number, answer in zip(idx, map(int, predictions), strict=True)), encoding="utf-8")
 
 
 def read_predictions(path, task):
     """{idx: class number} of a file in the leaderboard's format, in the order of its lines. InputError, with
     file:line, where a line is none or an idx stands twice."""
-    answers, found, places = (
-        {json.dumps(answer): number for number, answer in enumerate(task.answers)},
-        {},
-        {},
-    )
+    answers, found, places = ({json.dumps(answer): number
+                               for number, answer in enumerate(task.answers)}, {}, {})
     for where, row in read_jsonl(Path(path), task):
         # read_jsonl flattens objects
         if not {"idx", "label"} <= row.keys() or any(isinstance(value, dict) for value in row.values()):
             raise InputError(
-                f'{where}: keys {json.dumps(list(row))} found, expected {{"idx": ..., "label": ...}}'
-            )
+                f'{where}: keys {json.dumps(list(row))} found, expected {{"idx": ..., "label": ...}}')
         idx, label = row["idx"], json.dumps(row["label"])
         if not isinstance(idx, (int, str)) or isinstance(idx, bool):
             raise InputError(
                 f"{where}: idx {json.dumps(idx)} found, expected the whole number or text that names the"
-                " example in the data"
-            )
+                " example in the data")
         if idx in places:
             raise InputError(
                 f"{where}: idx {json.dumps(idx)} stands already at {places[idx]}; expected one prediction an"
-                " example"
-            )
+                " example")
         if label not in answers:
             raise InputError(
                 f"{where}: label {label} found, expected one of {', '.join(answers)}, as the leaderboard"
-                f" spells {task.name}"
-            )
+                f" spells {task.name}")
         places[idx], found[idx] = where, answers[label]
     return found

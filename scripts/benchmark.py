@@ -1,27 +1,27 @@
 """Time the method as it is usually run, as it runs here, and the bare training step, on one machine, in turn.
 
-    python scripts/benchmark.py --task CB --data_dir D --teacher_model M [--student_model M] [--nlayers N] --json OUT
+    python scripts/benchmark.py --task CB --data_dir D --teacher_model M [--student_model M] --json OUT
 
 All other flags of main_superglue.py are taken too, and decide how long the run is that the figures are
 extrapolated to. Three processes, of which one works at a time, hold the same models and are given the same
 batches:
 
 - naive: everything padded to --max_seq_length, the teacher run at every step that asks for it, evaluation in
-  batches of 8,
-  torch's default AdamW, float32. The loops and losses are the project's own.
+  batches of 8, torch's default AdamW, float32. The loops and losses are the project's own.
 - ours: what main_superglue.py does.
 - bare: forward, backward and fused AdamW step of the model that a phase trains, on the same batches as ours,
   and nothing else.
 
-A round is --steps training steps and one evaluation of each process; the first round is dropped, medians of
-the others count. A phase's seconds are extrapolated: median step times number of steps, and likewise
-evaluations, predictions of test and, once, the frozen encoders' outputs. What is written to disk besides
-(states, artefacts) is not in the figures: result.json of a run says what saving states took. Splits of more
-than 256 examples are evaluated in part, and the time scaled. The naive run uses --precision fp32 whatever is
-asked of ours. The column is the table's eleven rows: teacher, student, kd, two meta-teachers and six runs of
-phase 4, which ours lets run --jobs side by side; the undistilled student is counted as a distilled one.
+A round is an epoch or episode of --steps training steps; the first one is dropped, medians of the others
+count. It is measured where a loop shows its state to its saver: its steps, from the order of its batches to
+the last of them, and the rest, an evaluation and little else. A phase's seconds are extrapolated: median step
+times number of steps, and likewise evaluations, predictions of test and, once, the frozen encoders' outputs.
+What is written to disk besides (states, artefacts) is not in the figures: result.json of a run says what
+saving states took. Splits of more than 256 examples are evaluated in part, and the time scaled. The naive run
+uses --precision fp32 whatever is asked of ours. The column is the table's eleven rows: teacher, student, kd,
+two meta-teachers and six runs of phase 4, which ours lets run --jobs side by side; the undistilled student is
+counted as a distilled one.
 """
-
 import argparse
 import multiprocessing
 import os
@@ -31,39 +31,35 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
-from dataclasses import asdict, replace
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from inspect import unwrap
 from pathlib import Path
 from types import SimpleNamespace
 
-ROOT = Path(__file__).resolve().parents[1]
-
 import numpy as np
 import torch
-from run_folder import StoredOutputs, resolved
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-import curriculum
-import main_superglue
-import meta_policy
+import lib
 from arguments import parse_arguments, resolve_protocol
-from bookkeeping.errors import InputError
+from bookkeeping.errors import InputError, TrainingError
 from bookkeeping.files import write_json
-from bookkeeping.machine import peak_memory_bytes
-from curriculum import Curriculum, Policy, QuizBatches
-from data_utils import RandomStreams, Split
-from main_superglue import Pair, Setting
-from meta_policy import Training, distillation_epochs, meta_teacher_epochs, teacher_epochs
-from models import Encoder, FrozenEncoder, Heads, set_training
+from bookkeeping.machine import keep_freed_memory, peak_memory_bytes
+from bookkeeping.states import Trained
+from curriculum import CurriculumTraining, Policy, QuizBatches, train_curriculum
+from data_utils import RandomStreams, Split, resolve_settings
+from main_superglue import Experiment, Teacher, read_inputs
+from meta_policy import Evaluator, Training, distill_student, train_meta_teacher, train_teacher
+from models import Encoder, FrozenEncoder, Heads, load_model
 
 PHASES = ("teacher", "kd", "meta_teacher", "mpdistil")
 SIDES = ("naive", "ours", "bare")
 COLUMN_RUNS = 6  # of phase 4, in the eleven rows: four variants, two without a curriculum
-# of the program for the rows of a paper's column by scripts/sweep.py: the shared phases with either loss come
-# first
-COLUMN_STARTS = 8
+COLUMN_STARTS = 8  # of the program, by scripts/sweep.py: the shared phases with either loss come first
 EVALUATED = 256
+PLAIN, CLOSER = "round", "closer look"  # what a process is told to do next
 # dense, as the vendor states them
 PEAK_FLOPS = {("H100", "bf16"): 989e12, ("H200", "bf16"): 989e12, ("A100", "bf16"): 312e12,
               ("H100", "fp32"): 67e12, ("H200", "fp32"): 67e12, ("A100", "fp32"): 19.5e12}
@@ -85,94 +81,139 @@ class RunningEncoder(FrozenEncoder):
         return pooled, states[:layers] if layers else None
 
 
-class NaiveCurriculum(Curriculum):
-    """Phase 4 that asks the teacher for p_T'(y|x) at every step."""
-
-    def __init__(self, *parts):
-        super().__init__(*parts)
-        self.teacher_outputs = parts[3]
-
-    def reward(self, indices):
-        with torch.no_grad():
-            logits = self.meta_teacher(
-                self.main_task, self.teacher_outputs.outputs(self.main_quiz, indices)[0]
-            )
-            places = torch.from_numpy(indices).to(self.device)
-            self.p_teacher[places] = meta_policy.true_class_probability(logits, self.labels[places])
-        return super().reward(indices)
+def use_default_adamw(state):
+    """Give what a loop trains an optimizer as torch picks it by itself. state: as a saver is shown it."""
+    for part in state.values():
+        if isinstance(part, dict):
+            use_default_adamw(part)
+        elif isinstance(part, Trained):
+            names, groups = ("params", "lr", "weight_decay"), part.optimizer.param_groups
+            part.optimizer = torch.optim.AdamW([{name: group[name] for name in names} for group in groups])
 
 
-def default_adamw(module, learning_rate, settings, make_fused=meta_policy.make_optimizer):
-    """make_optimizer with the implementation that torch picks by itself."""
-    groups = [{"params": group["params"], "weight_decay": group["weight_decay"]}
-              for group in make_fused(module, learning_rate, settings).param_groups]
-    return torch.optim.AdamW(groups, lr=learning_rate)
+# --- rounds -------------------------------------------------------------------------------------------------
 
+class Rounds(RandomStreams):
+    """What a loop draws from, which makes a round of each of its epochs or episodes, and what it shows its
+    state to, which measures the round and then waits for the word to begin the next.
 
-# --- one side, in a process of its own ----------------------------------------------------------------------
+    tasks: the actions take turns, for what they cost, so that each round has the same mixture. counts: how
+    often the phase does what is measured. watch: the Stopwatch of a closer look. at_begin(state),
+    at_step(state): what a side does besides. scale: by which an evaluation must be multiplied. found: further
+    figures of the round.
+    """
 
-class Quiet:
-    """A log that says and keeps nothing."""
+    def __init__(self, pipe, device, seed, steps, tasks=1):
+        super().__init__(seed, "benchmark", "own_generators")
+        self.pipe, self.device, self.steps, self.tasks = pipe, device, -(-steps // tasks) * tasks, tasks
+        self.counts, self.watch, self.scale, self.turn = {}, None, 1.0, 0
+        self.at_begin = self.at_step = lambda state: None
 
-    def say(self, text):
-        pass
+    def wait(self):
+        self.told, self.found, self.done = self.pipe.recv(), {}, 0
+        self.start = self.now()
 
-    def event(self, **values):
-        pass
+    def now(self):
+        synchronize(self.device)
+        return time.perf_counter()
+
+    # as streams
+
+    def batches(self, size, batch_size, *purpose, count=None):
+        if purpose != ("order",):
+            return super().batches(size, batch_size, *purpose)
+        order = super().batches(size, batch_size, *purpose, count=self.steps)
+        if self.told == CLOSER and self.watch:
+            self.watch.start()
+        self.began = self.now()
+        return order
+
+    def action(self, probabilities=None):
+        self.turn += 1
+        return (self.turn - 1) % self.tasks
+
+    def pick(self, count, *purpose):
+        return self.action() if purpose == ("first_action",) else super().pick(count, *purpose)
+
+    # as a saver
+
+    def restore(self, state, device="cpu"):
+        self.at_begin(state)
+        self.pipe.send(self.counts)
+        self.wait()
+
+    def consider(self, state, at_end=False):
+        if at_end:
+            rest = self.began - self.start + (self.now() - self.ended) * self.scale
+            step_s = (self.ended - self.began) / self.steps
+            self.pipe.send({**self.found, "step_s": step_s, "evaluation_s": rest})
+            return self.wait()
+        self.at_step(state)
+        self.done += 1
+        if self.done == self.steps:
+            self.ended = self.now()
+            if self.told == CLOSER and self.watch:
+                parts = self.watch.stop()
+                self.found["parts"] = {name: seconds / self.steps for name, seconds in parts.items()}
 
 
 class Stopwatch:
-    """Seconds of each part of the work, each without the parts inside it."""
+    """Seconds of each part of the work, each without the parts inside it. Python itself says when a function
+    begins and ends (sys.setprofile), which takes time too, most where functions are short: the shares are
+    what counts. teacher: which Encoder is the teacher's."""
 
-    def __init__(self, device):
-        self.device, self.parts, self.inner = device, {}, [0.0]
+    def __init__(self, device, teacher):
+        self.device, self.teacher = device, teacher
+        self.parts = {unwrap(function).__code__: name for function, name in (
+            (Encoder.forward, "encoder"), (Heads.forward, "heads"), (Split.batch, "data"),
+            (FrozenEncoder.outputs, "kept outputs"), (RunningEncoder.outputs, "kept outputs"),
+            (torch.Tensor.backward, "backward"), (torch.nn.utils.clip_grad_norm_, "clipping"),
+            (torch.optim.AdamW.step, "optimizer"))}
 
-    @contextmanager
-    def part(self, name):
+    def start(self):
+        self.seconds, self.under_way, self.last = {}, ["other"], time.perf_counter()
+        sys.setprofile(self.notice)
+
+    def stop(self):
+        sys.setprofile(None)
+        self.account()
+        return self.seconds
+
+    def notice(self, frame, event, argument):
+        name = self.parts.get(frame.f_code)
+        if name and event == "call":
+            if name == "encoder":
+                name = f"{'teacher' if frame.f_locals['self'] is self.teacher else 'student'}'s encoder"
+            self.account()
+            self.under_way.append(name)
+        elif name and event == "return":
+            self.account()
+            self.under_way.pop()
+
+    def account(self):
+        """The time since the last change belongs to the part under way."""
         synchronize(self.device)
-        start = time.perf_counter()
-        self.inner.append(0.0)
-        yield
-        synchronize(self.device)
-        seconds = time.perf_counter() - start
-        self.parts[name] = self.parts.get(name, 0.0) + seconds - self.inner.pop()
-        self.inner[-1] += seconds
-
-    @contextmanager
-    def watching(self, teacher_encoder):
-        """Time the functions that the loops call. teacher_encoder: which Encoder is the teacher's."""
-        def wrap(owner, name, part_of):
-            function = getattr(owner, name)
-
-            def timed(*arguments, **keywords):
-                with self.part(part_of(*arguments)):
-                    return function(*arguments, **keywords)
-            setattr(owner, name, timed)
-            return owner, name, function
-
-        wrapped = [
-            wrap(
-                Encoder,
-                "forward",
-                lambda encoder, *_: (
-                    "teacher's encoder" if encoder is teacher_encoder else "student's encoder"
-                ),
-            ),
-            wrap(Heads, "forward", lambda *_: "heads"),
-            wrap(Split, "batch", lambda *_: "data"),
-            wrap(FrozenEncoder, "outputs", lambda *_: "kept outputs"),
-            wrap(torch.Tensor, "backward", lambda *_: "backward"),
-            wrap(torch.nn.utils, "clip_grad_norm_", lambda *_: "clipping"),
-            wrap(torch.optim.AdamW, "step", lambda *_: "optimizer"),
-        ]
-        yield
-        for owner, name, function in wrapped:
-            setattr(owner, name, function)
+        now, name = time.perf_counter(), self.under_way[-1]
+        self.seconds[name], self.last = self.seconds.get(name, 0.0) + now - self.last, now
 
 
 def synchronize(device):
     if device.type == "cuda":
         torch.cuda.synchronize()
+
+
+# --- one side, in a process of its own ----------------------------------------------------------------------
+
+class Quiet:
+    """A log, with its bar, that says and keeps nothing."""
+
+    def say(self, *words, **values):
+        pass
+
+    event = trajectory = update = set_postfix = say
+
+    def progress(self, phase, total):
+        return nullcontext(self)
 
 
 def part_of_split(split):
@@ -183,24 +224,14 @@ def part_of_split(split):
     rows = split.rows(positions)
 
     def cut(flat):
-        return (
-            None
-            if flat is None
-            else np.concatenate([flat[split.offsets[row] : split.offsets[row + 1]] for row in rows])
-        )
+        pieces = [slice(*split.offsets[row:row + 2]) for row in rows]
+        return None if flat is None else np.concatenate([flat[piece] for piece in pieces])
 
-    return (
-        replace(
-            split,
-            idx=[split.idx[n] for n in positions],
-            where=[split.where[n] for n in positions],
-            labels=split.labels[positions],
-            input_ids=cut(split.input_ids),
-            token_type_ids=cut(split.token_type_ids),
-            offsets=np.concatenate([[0], np.cumsum(np.diff(split.offsets)[rows])]),
-        ),
-        len(split) / EVALUATED,
-    )
+    part = replace(split, idx=[split.idx[n] for n in positions], where=[split.where[n] for n in positions],
+                   labels=split.labels[positions], input_ids=cut(split.input_ids),
+                   token_type_ids=cut(split.token_type_ids),
+                   offsets=np.concatenate([[0], np.cumsum(np.diff(split.offsets)[rows])]))
+    return part, len(split) / EVALUATED
 
 
 def tokens_of(split, indices):
@@ -209,345 +240,200 @@ def tokens_of(split, indices):
 
 
 class Side:
-    """One side's models and data, and the phase that it stands in. What a phase sets: step(k), evaluate(),
-    ready(round)."""
+    """One side's models and data. A phase is a method, which ends when all its rounds are measured. steps: of
+    a round; count: of rounds."""
 
-    def __init__(self, kind, argv, folder, steps, threads):
+    def __init__(self, pipe, kind, argv, folder, steps, count, threads):
         torch.set_num_threads(threads)
         start = time.perf_counter()
-        self.kind, self.steps, self.folder = kind, steps, Path(folder)
-        more = (
-            ["--eval_batch_size", "8", "--precision", "fp32", "--set", "padding=max_length"]
-            if kind == "naive"
-            else []
-        )
-        args = parse_arguments([*argv, *more, "--output_dir", str(self.folder / "run")])
-        if kind == "naive":
-            main_superglue.keep_freed_memory = lambda: None
-        self.setting = Setting(args, resolve_protocol(args))
-        args.protocol_choices = asdict(self.setting.protocol)
-        self.setting.log = Quiet()
-        self.setup_s = time.perf_counter() - start
-        self.device, self.data = self.setting.device, self.setting.data
-        if kind == "naive":
-            meta_policy.make_optimizer = curriculum.make_optimizer = default_adamw
-        self.passes = 0
+        usual = ["--eval_batch_size", "8", "--precision", "fp32", "--set", "padding=max_length"]
+        args = self.args = parse_arguments([*argv, *usual] if kind == "naive" else argv)
+        inputs = read_inputs(args, resolve_settings(args))
+        inputs.checkpoints.check_weights(args.nlayers)
+        if inputs.device.type == "cpu" and kind != "naive":
+            keep_freed_memory()
+        self.lab = Experiment(inputs, Quiet(), None)
+        self.train, self.quiz = inputs.data["train"], inputs.data["quiz"]
+        self.pipe, self.kind, self.steps, self.count, self.passes = pipe, kind, steps, count, 0
+        self.folder = Path(folder)
+        self.folder.mkdir()
+        pipe.send(time.perf_counter() - start)
 
-    def open(self, phase):
-        """Set the phase up. Returns its counts and, for ours, the seconds of what it computes once."""
-        self.step = self.evaluate = self.ready = self.teacher = self.begin = self.end = None
-        self.evaluation_scale = 1.0
-        args, setting = self.setting.args, self.setting
-        train, quiz = self.data["train"], self.data["quiz"]
-        once = getattr(self, f"open_{phase}")(train, quiz)
-        seen = sum(len(split) for split in setting.looked_at.values())
-        predicted = len(self.data["test"]) / seen if "test" in self.data else 0.0
-        passes = {
-            "teacher": args.teacher_epochs,
-            "kd": args.epochs,
-            "meta_teacher": args.meta_epochs,
-            "mpdistil": args.num_episodes,
+    def measure(self, phase):
+        """Run a phase in rounds."""
+        args, inputs = self.args, self.lab.inputs
+        self.actions = [inputs.task.name] if args.curriculum == "main_task" else list(inputs.quiz)
+        tasks = len(self.actions) if phase == "mpdistil" else 1
+        self.rounds = Rounds(self.pipe, self.lab.device, args.seed, self.steps, tasks)
+        passes, self.split, self.batch_size = {
+            "teacher": (args.teacher_epochs, self.train, args.train_dataloader_size),
+            "kd": (args.epochs, self.train, args.train_dataloader_size),
+            "meta_teacher": (args.meta_epochs, self.quiz, args.val_dataloader_size),
+            "mpdistil": (args.num_episodes, self.quiz, args.val_dataloader_size),
         }[phase]
-        per_pass = -(-len(quiz) // args.val_dataloader_size) if phase in ("meta_teacher", "mpdistil") else \
-            -(-len(train) // args.train_dataloader_size)
-        return {
-            "steps": passes * per_pass,
-            "passes": passes,
-            "evaluations": passes + predicted,
-            "once_s": once or 0.0,
-        }
+        evaluated = sum(map(len, inputs.evaluated.values()))
+        predicted = len(inputs.data["test"]) / evaluated if "test" in inputs.data else 0.0
+        self.rounds.counts = {"steps": passes * -(-len(self.split) // self.batch_size),
+                              "evaluations": passes + predicted, "once_s": 0.0}
+        if self.kind == "naive":
+            self.rounds.at_begin = use_default_adamw
+        getattr(self, phase)()
 
-    def selection(self, predict_split, in_part=True):
-        """The Selection of a phase, on a part of large splits."""
-        selection = self.setting.selection(predict_split)
-        if not in_part:
-            return selection
-        parts = {name: part_of_split(split) for name, split in selection.splits.items()}
-        selection.splits = {name: split for name, (split, _) in parts.items()}
-        self.evaluation_scale = max(scale for _, scale in parts.values())
-        return selection
+    # what the phases share
 
-    def batches(self, split, batch_size, number):
-        """The batches of a round, all of them whole."""
-        order = RandomStreams(self.setting.args.seed, f"benchmark {number}", "own_generators").batches(
-            len(split), batch_size, "order"
-        )
-        whole = [indices for indices in order if len(indices) == batch_size] or order
-        return [whole[k % len(whole)] for k in range(self.steps)]
+    def around(self, predict_split, in_part=True):
+        """What a loop works with besides: evaluator, of a part of large splits, streams, log and saver. The
+        evaluator keeps something whatever the scores are."""
+        parts = {name: part_of_split(split) if in_part else (split, 1.0)
+                 for name, split in self.lab.inputs.evaluated.items()}
+        self.rounds.scale = max(scale for _, scale in parts.values())
+        splits = {name: split for name, (split, _) in parts.items()}
+        evaluator = Evaluator(predict_split, splits, self.args.select_on, "main_metric")
+        return evaluator, self.rounds, Quiet(), self.rounds
 
-    def open_epochs(self, epochs, model, split, batch_size):
-        def ready(number):
-            set_training(model, epochs.settings.dropout, evaluated=False)
-            self.work = self.batches(split, batch_size, number)
-            return sum(tokens_of(split, indices) for indices in self.work)
+    def new_teacher(self):
+        inputs, args = self.lab.inputs, self.args
+        return load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "teacher", bf16=self.lab.bf16,
+                          head_dropout=args.head_dropout).to(self.lab.device)
 
-        self.ready, self.step, self.evaluate = (
-            ready,
-            lambda k: epochs.train_on(self.work[k]),
-            epochs.selection.scores,
-        )
+    @contextmanager
+    def once(self):
+        """What is done in here is done once a run, by ours."""
+        start = time.perf_counter()
+        yield
+        self.rounds.counts["once_s"] += time.perf_counter() - start
 
-    def open_bare(self, model, split, batch_size, learning_rate):
-        """The bare step of a whole model on the batches of a round."""
-        optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, fused=True)
-
-        def ready(number):
-            model.train()
-            self.work = self.batches(split, batch_size, number)
-            return sum(tokens_of(split, indices) for indices in self.work)
-
-        def step(k):
-            bare_step(model, optimizer, split.task.name, split.batch(self.work[k], self.device))
-
-        self.ready, self.step, self.evaluate = ready, step, None
-
-    def teacher_outputs(self):
-        """The teacher's outputs by example as this side has them, and the seconds that they cost."""
-        teacher = self.setting.new_teacher()
-        teacher.encoder.register_forward_hook(
+    def frozen_teacher(self, *wanted):
+        """The teacher as this side has it: heads, and outputs by example. wanted: (split, layers) that ours
+        computes beforehand."""
+        model = self.new_teacher()
+        self.rounds.watch = Stopwatch(self.lab.device, model.encoder if self.kind == "naive" else None)
+        if self.kind == "naive":
+            return Teacher(model.heads, RunningEncoder(model.encoder, 8, self.lab.device), None)
+        model.encoder.register_forward_hook(
             lambda module, inputs, output: setattr(self, "passes", self.passes + len(output[0]))
         )
-        self.teacher = teacher.encoder
-        if self.kind == "naive":
-            return teacher.heads, RunningEncoder(teacher.encoder, 8, self.device), lambda *wanted: 0.0
-        stored = StoredOutputs(
-            SimpleNamespace(folder=self.folder),
-            lambda: teacher.encoder,
-            self.setting.eval_batch_size,
-            self.device,
-            lambda text: None,
-        )
-        self.folder.mkdir(exist_ok=True)
+        encoders = [model.encoder]
+        outputs = self.lab.stored_outputs(SimpleNamespace(folder=self.folder), encoders.pop)
+        with self.once():
+            outputs.prepare(*wanted)
+        encoders.clear()  # no longer in memory, as in a run
+        return Teacher(model.heads, outputs, None)
 
-        def prepare(*wanted):
-            start = time.perf_counter()
-            stored.prepare(*wanted)
-            return time.perf_counter() - start
+    def bare(self, module, learning_rate, batches=None, loss_of=None):
+        """Rounds of forward, backward, fused AdamW and nothing else. batches(): (split, indices) of a round;
+        default: as phases 1 to 3 are given them. loss_of(split, indices): a scalar; default: CE of a
+        Model."""
+        rounds = self.rounds
 
-        return teacher.heads, stored, prepare
+        def order():
+            return [(self.split, n) for n in rounds.batches(len(self.split), self.batch_size, "order")]
 
-    def open_teacher(self, train, quiz):
-        args, teacher = self.setting.args, self.setting.new_teacher()
-        self.teacher = teacher.encoder
+        def loss_of_model(split, indices):
+            batch = split.batch(indices, self.lab.device)
+            return F.cross_entropy(module(split.task.name, batch)[0], batch.labels)
+
+        batches, loss_of = batches or order, loss_of or loss_of_model
+        optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, fused=True)
+        module.train()
+        rounds.restore({})
+        for _ in range(self.count):
+            tokens = 0
+            with FlopCounterMode(display=False) if rounds.told == CLOSER else nullcontext() as counter:
+                for split, indices in batches():
+                    loss_of(split, indices).backward()
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    tokens += tokens_of(split, indices)
+                    rounds.consider({})
+            rounds.found["tokens"] = tokens / rounds.steps
+            rounds.found["flops"] = counter.get_total_flops() / rounds.steps if counter else None
+            rounds.consider({}, at_end=True)
+
+    # the phases
+
+    def teacher(self):
+        args, model = self.args, self.new_teacher()
         if self.kind == "bare":
-            return self.open_bare(teacher, train, args.train_dataloader_size, args.teacher_learning_rate)
-        settings = self.setting.training(
-            Training, args.teacher_epochs, args.train_dataloader_size, args.teacher_learning_rate
-        )
-        epochs = teacher_epochs(
-            teacher,
-            train,
-            settings,
-            self.selection(self.setting.predictor(teacher)),
-            self.setting.draws("teacher"),
-            Quiet(),
-        )
-        self.open_epochs(epochs, teacher, train, args.train_dataloader_size)
+            return self.bare(model, args.teacher_learning_rate)
+        self.rounds.watch = Stopwatch(self.lab.device, model.encoder)
+        settings = self.lab.training(Training, self.count, self.batch_size, args.teacher_learning_rate)
+        train_teacher(model, self.train, settings, *self.around(self.lab.predictor(model)))
 
-    def open_kd(self, train, quiz):
-        args = self.setting.args
+    def kd(self):
+        args, student = self.args, self.lab.new_student()
         if self.kind == "bare":
-            return self.open_bare(
-                self.setting.new_student(), train, args.train_dataloader_size, args.learning_rate
-            )
-        heads, outputs, prepare = self.teacher_outputs()
-        pair = Pair(self.setting, heads, outputs)
-        once = prepare((train, args.nlayers - 1 if args.beta > 0 else 0))
-        epochs = distillation_epochs(
-            "kd",
-            pair.student,
-            heads,
-            outputs,
-            train,
-            pair.kd_settings,
-            self.selection(self.setting.predictor(pair.student)),
-            self.setting.draws("kd"),
-            Quiet(),
-        )
-        self.open_epochs(epochs, pair.student, train, args.train_dataloader_size)
-        return once
+            return self.bare(student, args.learning_rate)
+        teacher = self.frozen_teacher((self.train, args.nlayers - 1 if args.beta > 0 else 0))
+        settings = replace(self.lab.distillation(args.alpha, args.beta, args.temperature), epochs=self.count)
+        distill_student("kd", student, teacher.heads, teacher.outputs, self.train, settings,
+                        *self.around(self.lab.predictor(student)))
 
-    def open_meta_teacher(self, train, quiz):
-        args = self.setting.args
-        heads, outputs, prepare = self.teacher_outputs()
-        pair = Pair(self.setting, heads, outputs)
+    def meta_teacher(self):
+        args, data, quiz = self.args, self.lab.inputs.data, self.quiz
         if self.kind == "bare":
-            return self.open_bare_head(pair, quiz)
-        once = prepare(*((self.data[name], 0) for name in ("quiz", "dev", "test") if name in self.data))
-        student = (RunningEncoder if self.kind == "naive" else FrozenEncoder)(
-            pair.student.encoder, self.setting.eval_batch_size, self.device
-        )
-        start = time.perf_counter()
+            heads, task, labels = self.new_teacher().heads, quiz.task.name, quiz.labels.to(self.lab.device)
+            pooled = torch.randn(len(quiz) * quiz.task.rows, heads.linear[task].in_features).to(labels.device)
+            return self.bare(heads, args.meta_learning_rate, loss_of=lambda split, indices:
+                             F.cross_entropy(heads(task, pooled[split.rows(indices)]), labels[indices]))
+        read = [(data[name], 0) for name in ("quiz", "dev", "test") if name in data]
+        teacher, student = self.frozen_teacher(*read), self.lab.new_student()
+        kind = RunningEncoder if self.kind == "naive" else FrozenEncoder
+        student_outputs = kind(student.encoder, self.lab.eval_batch_size, self.lab.device)
         if self.kind == "ours":
-            student.outputs(quiz)
-            once += time.perf_counter() - start
-        epochs = meta_teacher_epochs(pair.meta_teacher, outputs, student, quiz, pair.meta_settings,
-                                     self.selection(pair.predict_meta_teacher, in_part=self.kind == "naive"),
-                                     self.setting.draws("meta_teacher"), Quiet())
-        self.open_epochs(epochs, pair.meta_teacher, quiz, args.val_dataloader_size)
-        return once
+            with self.once():
+                student_outputs.outputs(quiz)
+        settings = replace(self.lab.meta_training(), epochs=self.count)
+        train_meta_teacher(teacher.heads, teacher.outputs, student_outputs, quiz, settings,
+                           *self.around(teacher.predict, in_part=self.kind == "naive"))
 
-    def open_bare_head(self, pair, quiz):
-        args, heads, task = self.setting.args, pair.meta_teacher, quiz.task.name
-        optimizer = torch.optim.AdamW(heads.parameters(), lr=args.meta_learning_rate, fused=True)
-        pooled = torch.randn(len(quiz) * quiz.task.rows, heads.linear[task].in_features, device=self.device)
-
-        def ready(number):
-            heads.train()
-            self.work = self.batches(quiz, args.val_dataloader_size, number)
-            return sum(tokens_of(quiz, indices) for indices in self.work)
-
-        def step(k):
-            loss = F.cross_entropy(
-                heads(task, pooled[quiz.rows(self.work[k])]), quiz.labels[self.work[k]].to(self.device)
-            )
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-        self.ready, self.step, self.evaluate = ready, step, None
-
-    def open_mpdistil(self, train, quiz):
-        args, setting, names = self.setting.args, self.setting, list(self.setting.quiz)
+    def mpdistil(self):
+        args, inputs, student = self.args, self.lab.inputs, self.lab.new_student()
         if self.kind == "bare":
-            student = setting.new_student()
-            optimizer = torch.optim.AdamW(student.parameters(), lr=args.learning_rate, fused=True)
+            drawn = QuizBatches(inputs.quiz, self.batch_size, inputs.protocol.quiz_batches, self.rounds)
 
-            def ready(number):
-                student.train()
-                batches = QuizBatches(setting.quiz, args.val_dataloader_size, "redrawn",
-                                      RandomStreams(args.seed, f"benchmark {number}", "own_generators"))
-                self.work = [
-                    (names[k % len(names)], batches.next(names[k % len(names)])) for k in range(self.length())
-                ]
-                return sum(tokens_of(setting.quiz[name], indices) for name, indices in self.work)
+            def batches():
+                drawn.new_episode()
+                for _ in self.rounds.batches(len(self.quiz), self.batch_size, "order"):
+                    name = self.actions[self.rounds.action()]
+                    yield inputs.quiz[name], drawn.next(name)
 
-            def step(k):
-                name, indices = self.work[k]
-                bare_step(student, optimizer, name, setting.quiz[name].batch(indices, self.device))
+            return self.bare(student, args.learning_rate, batches)
+        teacher = self.frozen_teacher((self.quiz, 0))
+        self.rounds.counts["once_s"] = 0.0  # it was counted in phase 3
 
-            self.ready, self.step = ready, step
-            return
-        heads, outputs, prepare = self.teacher_outputs()
-        prepare((quiz, 0))
-        pair = Pair(setting, heads, outputs)
-        policy = Policy(pair.student.state_predictor.in_features, len(names), args.seed).to(self.device)
-        settings = setting.training(
-            curriculum.CurriculumTraining,
-            args.num_episodes,
-            args.val_dataloader_size,
-            args.learning_rate,
-            policy_learning_rate=args.meta_learning_rate,
-            reward=args.reward_function,
-            curriculum=args.curriculum,
-        )
-        parts = (NaiveCurriculum if self.kind == "naive" else Curriculum)(
-            pair.student,
-            pair.meta_teacher,
-            policy,
-            outputs,
-            setting.quiz,
-            setting.task.name,
-            settings,
-            setting.draws("mpdistil"),
-        )
+        def ask_teacher(state):
+            """p_T'(y|x) of the step's main batch, which ours knows."""
+            indices = state["episode"].order[len(state["episode"].rewards) - 1]
+            with torch.no_grad():
+                outputs = teacher.heads(inputs.task.name, teacher.outputs.outputs(self.quiz, indices)[0])
+                inputs.task.rules.agreement(outputs, self.quiz.labels[indices].to(self.lab.device))
 
-        def ready(number):
-            parts.draws = parts.batches.draws = RandomStreams(args.seed, f"benchmark {number}", "own_generators")
-            main = parts.draws.batches(len(parts.main_quiz), args.val_dataloader_size, "order")
-            self.work = [(names[k % len(names)], main[k % len(main)]) for k in range(self.length())]
-            return None  # bare counts the tokens
+        if self.kind == "naive":
+            self.rounds.at_step = ask_teacher
+        policy = Policy(student.state_predictor.in_features, len(inputs.quiz), args.seed).to(self.lab.device)
+        settings = self.lab.training(
+            CurriculumTraining, self.count, self.batch_size, args.learning_rate,
+            policy_learning_rate=args.meta_learning_rate, reward=args.reward_function,
+            curriculum=args.curriculum)
+        train_curriculum(student, teacher.heads, policy, teacher.outputs, inputs.quiz, inputs.task.name,
+                         settings, *self.around(self.lab.predictor(student)))
 
-        def step(k):
-            name, indices = self.work[k]
-            # for what it costs: every task gets its turn, so that each round has the same mixture
-            parts.choose()
-            parts.credited.append(names.index(name))
-            parts.train_student(name)
-            parts.rewards.append(parts.reward(indices))
-
-        self.ready, self.step, self.begin, self.end = ready, step, parts.begin_episode, parts.end_episode
-        self.evaluate = self.selection(setting.predictor(pair.student)).scores
-
-    def length(self):
-        """Steps of a round of phase 4: as many as asked for, up to a whole number of turns of the tasks."""
-        tasks = len(self.setting.quiz)
-        return -(-self.steps // tasks) * tasks
-
-    def round(self, number):
-        """One round. Returns seconds per step, per evaluation and for what an episode does once, and tokens
-        per step."""
-        tokens, around = self.ready(number), 0.0
-        synchronize(self.device)
-        start = time.perf_counter()
-        if self.begin:
-            self.begin()
-            synchronize(self.device)
-            around, start = time.perf_counter() - start, time.perf_counter()
-        for k in range(len(self.work)):
-            self.step(k)
-        synchronize(self.device)
-        step_s = (time.perf_counter() - start) / len(self.work)
-        middle = time.perf_counter()
-        if self.end:
-            self.end()
-            synchronize(self.device)
-            around, middle = around + time.perf_counter() - middle, time.perf_counter()
-        if self.evaluate:
-            self.evaluate()  # its logits go to the CPU, so that it has ended when it returns
-        end = time.perf_counter()
-        return {
-            "step_s": step_s,
-            "once_an_episode_s": around,
-            "evaluation_s": (end - middle) * self.evaluation_scale,
-            "tokens": None if tokens is None else tokens / len(self.work),
-        }
-
-    def flops(self):
-        """Floating-point operations of a step, by torch's counter."""
-        self.ready(0)
-        with FlopCounterMode(display=False) as counter:
-            for k in range(len(self.work)):
-                self.step(k)
-        return counter.get_total_flops() / len(self.work)
-
-    def profile(self):
-        """{part: seconds per step} of one round's steps."""
-        watch = Stopwatch(self.device)
-        with watch.watching(self.teacher):
-            self.ready(0)
-            if self.begin:
-                self.begin()
-            with watch.part("other"):
-                for k in range(len(self.work)):
-                    self.step(k)
-        return {name: seconds / len(self.work) for name, seconds in watch.parts.items()}
-
-    def peak(self):
-        return peak_memory_bytes()
-
-    def passes_per_example(self):
-        """How often the teacher's encoder ran, after phase 1, for an example of the main task."""
-        return self.passes / sum(len(split) * split.task.rows for split in self.data.values())
+    def usage(self):
+        """Memory, and how often the teacher's encoder ran, after phase 1, for an example of the main task."""
+        rows = sum(len(split) * split.task.rows for split in self.lab.inputs.data.values())
+        return {"peak": peak_memory_bytes(), "passes": self.passes / rows}
 
 
-def bare_step(model, optimizer, task, batch):
-    """Forward, backward, fused AdamW."""
-    logits, _ = model(task, batch)
-    F.cross_entropy(logits, batch.labels).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def serve(connection, *arguments):
-    """A side's process: build it, then answer (method, arguments) until told to stop."""
+def serve(pipe, *arguments):
+    """A side's process: its set-up, then the phases it is told."""
     try:
-        side = Side(*arguments)
-        connection.send(side.setup_s)
-        while (question := connection.recv()) is not None:
-            connection.send(getattr(side, question[0])(*question[1:]))
-    except InputError as error:
-        connection.send(error)
+        side = Side(pipe, *arguments)
+        while (phase := pipe.recv()) is not None:
+            side.measure(phase)
+        pipe.send(side.usage())
+    except (InputError, TrainingError) as error:
+        pipe.send(error)
 
 
 class Process:
@@ -555,31 +441,23 @@ class Process:
 
     def __init__(self, *arguments):
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, *arguments), daemon=True)
-        self.process.start()
+        self.pipe, theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs, *arguments), daemon=True).start()
         theirs.close()
         self.setup_s = self.answer()
 
-    def ask(self, *question):
-        self.connection.send(question)
-
     def answer(self):
         try:
-            answer = self.connection.recv()
+            answer = self.pipe.recv()
         except EOFError:
             sys.exit("error: a measuring process ended before it answered; its own message stands above")
-        if isinstance(answer, InputError):
+        if isinstance(answer, Exception):
             sys.exit(f"error: {answer}")
         return answer
 
-    def call(self, *question):
-        self.ask(*question)
+    def ask(self, question):
+        self.pipe.send(question)
         return self.answer()
-
-    def stop(self):
-        self.connection.send(None)
-        self.process.join()
 
 
 # --- what comes out -----------------------------------------------------------------------------------------
@@ -588,39 +466,32 @@ def spread(values):
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def measure(processes, beside, phase, rounds, profile):
+def measure(processes, beside, phase, own):
     """The figures of a phase: JSON's entry of it."""
-    counts = {side: process.call("open", phase) for side, process in processes.items()}
-    for process in beside if phase == "mpdistil" else ():
-        process.call("open", phase)
+    counts = {side: process.ask(phase) for side, process in processes.items()}
+    for process in beside:
+        process.ask(phase)
     seen, together = {side: [] for side in processes}, []
-    for number in range(rounds + 1):
-        order = list(processes)[::1 if number % 2 else -1]
-        for side in order:
-            seen[side].append(processes[side].call("round", number))
-        if phase == "mpdistil" and beside:
-            for process in beside:
-                process.ask("round", number)
-            together.append([process.answer() for process in beside])
+    for number in range(own.rounds + 1):
+        for side in list(processes)[::1 if number % 2 else -1]:
+            seen[side].append(processes[side].ask(PLAIN))
+        for process in beside:
+            process.pipe.send(PLAIN)
+        together.append([process.answer() for process in beside])
     seen, together = {side: found[1:] for side, found in seen.items()}, together[1:]
+    closer = {side: processes[side].ask(CLOSER) for side in processes if side == "bare" or own.profile}
+    for process in (*processes.values(), *beside):
+        process.pipe.send(PLAIN)  # there is no further round: the phase ends
     step = {side: spread([found["step_s"] for found in seen[side]]) for side in seen}
     evaluation = {side: spread([found["evaluation_s"] for found in seen[side]]) for side in ("naive", "ours")}
     tokens = statistics.median(found["tokens"] for found in seen["bare"])
-    around = {side: statistics.median(found["once_an_episode_s"] for found in seen[side]) for side in seen}
 
     def seconds(side, step_s, evaluation_s):
         count = counts[side]
-        return (
-            count["steps"] * step_s
-            + count["passes"] * around[side]
-            + count["evaluations"] * evaluation_s
-            + count["once_s"]
-        )
+        return count["steps"] * step_s + count["evaluations"] * evaluation_s + count["once_s"]
 
-    total = {
-        side: seconds(side, step[side]["median"], evaluation[side]["median"] if side in evaluation else 0.0)
-        for side in seen
-    }
+    total = {side: seconds(side, step[side]["median"], evaluation[side]["median"]) for side in evaluation}
+    total["bare"] = seconds("bare", step["bare"]["median"], 0.0)
     over_bare = [ours["step_s"] / bare["step_s"] for ours, bare in zip(seen["ours"], seen["bare"])]
     entry = {
         "naive_s": total["naive"],
@@ -635,20 +506,17 @@ def measure(processes, beside, phase, rounds, profile):
         "step_s": step,
         "evaluation_s": evaluation,
         "tokens_per_second": {side: tokens / step[side]["median"] for side in step},
-        "flops_per_step": processes["bare"].call("flops"),
+        "flops_per_step": closer["bare"]["flops"],
     }
-    if together:
-        each = [
-            max(seconds("ours", found["step_s"], found["evaluation_s"]) for found in both)
-            for both in together
-        ]
+    if beside:
+        each = [max(seconds("ours", found["step_s"], found["evaluation_s"]) for found in both)
+                for both in together]
         entry["side_by_side"] = {"jobs": len(beside), "run_s": spread(each),
                                  "speedup": len(beside) * total["ours"] / statistics.median(each)}
-    if profile:
+    if own.profile:
         entry["profile"] = {}
         for side in ("naive", "ours"):
-            parts = processes[side].call("profile")
-            parts = {name: counts[side]["steps"] * value for name, value in parts.items()}
+            parts = {name: counts[side]["steps"] * part for name, part in closer[side]["parts"].items()}
             parts["evaluation"] = counts[side]["evaluations"] * evaluation[side]["median"]
             parts["frozen outputs, once"] = counts[side]["once_s"]
             whole = sum(parts.values())
@@ -656,37 +524,47 @@ def measure(processes, beside, phase, rounds, profile):
     return entry
 
 
+def column_of(phases, startup_s, jobs):
+    """Seconds of the column's eleven rows."""
+    ours = {phase: entry["ours_s"] for phase, entry in phases.items()}
+    runs = COLUMN_RUNS * ours["mpdistil"]
+    if jobs > 1:  # if that is a gain; the last turn may not be full
+        runs = min(runs, -(-COLUMN_RUNS // jobs) * phases["mpdistil"]["side_by_side"]["run_s"]["median"])
+    undistilled = ours["kd"] - phases["kd"]["once_s"]
+    shared = ours["teacher"] + undistilled + ours["kd"] + 2 * ours["meta_teacher"]
+    return COLUMN_STARTS * startup_s + shared + runs
+
+
 def describe_machine(threads):
     """Where the figures come from."""
     try:
-        cpu = next(
-            line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")
-        )
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         cpu = platform.processor()
-    return {
-        "platform": platform.platform(),
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        "torch": torch.__version__,
-    }
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {"platform": platform.platform(), "cpu": cpu, "cores": os.cpu_count(), "threads": threads,
+            "gpu": gpu, "torch": torch.__version__}
+
+
+def peak_flops(precision):
+    """Of the GPU; None where it is not known."""
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
+    return next((flops for (name, kind), flops in PEAK_FLOPS.items()
+                 if name in gpu and kind == precision), None)
 
 
 def import_seconds():
     """Seconds until the program has imported what it needs."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import main_superglue"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-c", "import main_superglue"], cwd=lib.ROOT, check=True)
     return time.perf_counter() - start
 
 
 def report(result):
     """The figures as markdown."""
-    print(
-        "| phase | naive, s | ours, s | bare steps, s | naive / ours | step over bare | tokens/s, ours"
-        " |\n|---|---|---|---|---|---|---|"
-    )
+    print("| phase | naive, s | ours, s | bare steps, s | naive / ours | step over bare | tokens/s, ours |\n"
+          "|---|---|---|---|---|---|---|")
     for phase, entry in result["phases"].items():
         print(
             f"| {phase} | {entry['naive_s']:.1f} | {entry['ours_s']:.1f} | {entry['bare_s']:.1f} |"
@@ -694,53 +572,33 @@ def report(result):
             f" {entry['over_bare_spread']['max']:.2f}) | {entry['tokens_per_second']['ours']:.0f} |"
         )
     run, column = result["run"], result["column"]
-    print(
-        f"\nwhole run: {run['naive_s']:.0f} s naive, {run['ours_s']:.0f} s ours, {run['ratio']:.2f} times as"
-        " fast"
-    )
-    print(
-        f"column of eleven rows: {column['ours_s']:.0f} s ours, {column['column_over_naive_run']:.2f} naive"
-        " runs"
-    )
-    print(
-        "peak memory: "
-        + ", ".join(f"{side} {size / 2 ** 30:.2f} GiB" for side, size in result["peak_memory_bytes"].items())
-    )
+    print(f"\nwhole run: {run['naive_s']:.0f} s naive, {run['ours_s']:.0f} s ours,"
+          f" {run['ratio']:.2f} times as fast")
+    print(f"column of eleven rows: {column['ours_s']:.0f} s ours,"
+          f" {column['column_over_naive_run']:.2f} naive runs")
+    peaks = result["peak_memory_bytes"].items()
+    print("peak memory: " + ", ".join(f"{side} {size / 2 ** 30:.2f} GiB" for side, size in peaks))
     print(f"teacher's encoder after phase 1: {result['teacher_passes_per_example']:.2f} passes per example")
     for phase, entry in result["phases"].items():
         for side, parts in entry.get("profile", {}).items():
-            print(
-                f"{phase}, {side}: "
-                + ", ".join(
-                    f"{name} {100 * share:.1f}%"
-                    for name, share in sorted(parts.items(), key=lambda item: -item[1])
-                    if share >= 0.0005
-                )
-            )
+            shown = sorted((item for item in parts.items() if item[1] >= 0.0005), key=lambda item: -item[1])
+            print(f"{phase}, {side}: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in shown))
 
 
-def main():
+def read_flags():
+    """(the benchmark's own flags, those of main_superglue.py parsed, the same as words)."""
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        allow_abbrev=False,
-        epilog="All flags of main_superglue.py are taken too: they say what is measured.",
-    )
-    parser.add_argument("--json", type=Path, required=True, metavar="OUT", help="file for the figures")
-    parser.add_argument(
-        "--rounds",
-        type=int,
-        default=5,
-        help="measured rounds, after one that is dropped (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--steps", type=int, default=6, help="training steps in a round (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--jobs", type=int, default=2, help="phase-4 runs side by side in the column (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--profile", action="store_true", help="also say which part of each phase takes how much of its time"
-    )
+        description=__doc__.split("\n")[0], allow_abbrev=False,
+        epilog="All flags of main_superglue.py are taken too: they say what is measured.")
+    flag = parser.add_argument
+    flag("--json", type=Path, required=True, metavar="OUT", help="file for the figures")
+    flag("--rounds", type=int, default=5,
+         help="measured rounds, after one that is dropped (default: %(default)s)")
+    flag("--steps", type=int, default=6, help="training steps in a round (default: %(default)s)")
+    flag("--jobs", type=int, default=2,
+         help="phase-4 runs side by side in the column (default: %(default)s)")
+    flag("--profile", action="store_true",
+         help="also say which part of each phase takes how much of its time")
     own, argv = parser.parse_known_args()
     if min(own.rounds, own.steps, own.jobs) < 1:
         parser.error("--rounds, --steps and --jobs must be at least 1")
@@ -751,58 +609,44 @@ def main():
         )
     if not own.json.parent.is_dir():
         parser.error(f"--json {own.json}: no folder {own.json.parent}")
-    threads = torch.get_num_threads()
+    return own, args, argv
+
+
+def main():
+    own, args, argv = read_flags()
+    settings, threads = resolve_settings(args), torch.get_num_threads()
     with tempfile.TemporaryDirectory() as work:
-        processes = {side: Process(side, argv, f"{work}/{side}", own.steps, threads) for side in SIDES}
-        beside = [Process("ours", argv, f"{work}/beside{number}", own.steps, max(1, threads // own.jobs))
-                  for number in range(own.jobs if own.jobs > 1 else 0)]
-        phases = {phase: measure(processes, beside, phase, own.rounds, own.profile) for phase in PHASES}
-        peaks = {side: process.call("peak") for side, process in processes.items()}
-        passes = processes["ours"].call("passes_per_example")
-        for process in (*processes.values(), *beside):
-            process.stop()
-    startup_s = import_seconds() + processes["ours"].setup_s
-    run = {
-        side: startup_s + sum(entry[f"{side}_s"] for entry in phases.values()) for side in ("naive", "ours")
-    }
-    ours = {phase: entry["ours_s"] for phase, entry in phases.items()}
-    phase_4 = COLUMN_RUNS * ours["mpdistil"]
-    if own.jobs > 1:  # if that is a gain; the last turn may not be full
-        phase_4 = min(
-            phase_4, -(-COLUMN_RUNS // own.jobs) * phases["mpdistil"]["side_by_side"]["run_s"]["median"]
-        )
-    undistilled = ours["kd"] - phases["kd"]["once_s"]
-    column = (
-        COLUMN_STARTS * startup_s
-        + ours["teacher"]
-        + undistilled
-        + ours["kd"]
-        + 2 * ours["meta_teacher"]
-        + phase_4
-    )
-    peak = next((flops for (name, precision), flops in PEAK_FLOPS.items() if torch.cuda.is_available()
-                 and name in torch.cuda.get_device_name(0) and precision == args.precision), None)
+        count = own.rounds + 1
+        processes = {side: Process(side, argv, f"{work}/{side}", own.steps,
+                                   count + (side == "bare" or own.profile), threads) for side in SIDES}
+        beside = [Process("ours", argv, f"{work}/beside{n}", own.steps, count, max(1, threads // own.jobs))
+                  for n in range(own.jobs if own.jobs > 1 else 0)]
+        phases = {phase: measure(processes, beside if phase == "mpdistil" else [], phase, own)
+                  for phase in PHASES}
+        usage = {side: process.ask(None) for side, process in processes.items()}
+    startup_s, peak = import_seconds() + processes["ours"].setup_s, peak_flops(args.precision)
     for entry in phases.values():
-        entry["model_flops_utilisation"] = (
-            entry["flops_per_step"] / entry["step_s"]["ours"]["median"] / peak if peak else None
-        )
+        reached = entry["flops_per_step"] / entry["step_s"]["ours"]["median"]
+        entry["model_flops_utilisation"] = reached / peak if peak else None
+    naive_s, ours_s = (startup_s + sum(entry[f"{side}_s"] for entry in phases.values())
+                       for side in ("naive", "ours"))
+    column_s = column_of(phases, startup_s, own.jobs)
     result = {
         "machine": describe_machine(threads),
-        "settings": {**resolved(args), "rounds": own.rounds, "steps": own.steps, "jobs": own.jobs},
+        "settings": {**settings, "rounds": own.rounds, "steps": own.steps, "jobs": own.jobs},
         "phases": phases,
         "startup_s": startup_s,
-        "run": {"naive_s": run["naive"], "ours_s": run["ours"], "ratio": run["naive"] / run["ours"]},
-        "column": {
-            "naive_run_s": run["naive"],
-            "ours_s": column,
-            "column_over_naive_run": column / run["naive"],
-        },
-        "peak_memory_bytes": peaks,
-        "teacher_passes_per_example": passes,
+        "run": {"naive_s": naive_s, "ours_s": ours_s, "ratio": naive_s / ours_s},
+        "column": {"naive_run_s": naive_s, "ours_s": column_s, "column_over_naive_run": column_s / naive_s},
+        "peak_memory_bytes": {side: found["peak"] for side, found in usage.items()},
+        "teacher_passes_per_example": usage["ours"]["passes"],
     }
     write_json(own.json, result)
     report(result)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")

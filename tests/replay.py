@@ -2,34 +2,50 @@
 
 A case folder holds case.json (fields explained there), trace.json, data.npz, init.safetensors and
 final.safetensors. Batch orders and actions are taken from the trace; everything else is computed by the
-functions and loops that the command line runs, with the protocol `released`.
+functions and loops that the command line runs, with the protocol `released`. What they compute is seen where
+a saver would see it: a Witness is the saver and the log of every loop.
 """
-import contextlib
 import copy
 import json
-from dataclasses import asdict, fields, replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
-import curriculum
-import meta_policy
 from arguments import PROTOCOLS
+from bookkeeping.states import NoSaver
 from curriculum import CurriculumTraining, Policy, train_curriculum
 from data_utils import RandomStreams, Split
-from meta_policy import Distillation, MetaTraining, Selection, Training
+from meta_policy import (
+    Distillation,
+    Evaluator,
+    MetaTraining,
+    Training,
+    distillation_loop,
+    meta_teacher_loop,
+    run_epochs,
+    train_teacher,
+)
 from models import Encoder, FrozenEncoder, Model, predict, predict_heads
 from tasks import find_task, protocol_task
 
 # the second for attention key biases, whose gradient is zero in exact arithmetic
 RELATIVE, ABSOLUTE = 1e-8, 1e-10
-
-
-class Mismatch(AssertionError):
-    """The first figure that differs."""
+PHASES = {"teacher": "p1", "kd": "p2", "meta_teacher": "p3", "mpdistil": "p4"}  # as the trace calls them
+FIGURES = {  # of a step: our name -> the trace's
+    "p1": {"loss": "loss", "gradient_norm": "grad_norm_before_clip"},
+    "p2": {"ce": "ce", "soft": "soft", "pkd": "pkd", "loss": "total",
+           "gradient_norm": "grad_norm_before_clip"},
+    "p3": {"ce_teacher": "ce_hT", "ce_student": "ce_hS", "p_teacher": "mean_p_y_hT",
+           "p_student": "mean_p_y_hS", "loss": "total", "gradient_norm": "grad_norm_before_clip"},
+    "p4": {"ce": "ce", "p_student": "mean_p_S_y", "p_meta_teacher": "mean_p_T2_y_hS", "loss": "loss",
+           "gradient_norm": "accumulated_grad_norm_before_clip"},
+}
 
 
 class Comparison:
@@ -58,7 +74,7 @@ class Comparison:
     def weights(self, kind, ours, theirs):
         """Tensors, or their norms, by name."""
         self.equal(f"{kind} names", sorted(ours), sorted(theirs))
-        for name in ours.keys() & theirs.keys():
+        for name in sorted(ours.keys() & theirs.keys()):
             key_bias = name.endswith("attention.self.key.bias")
             self.close(
                 f"{kind} of key biases (absolute)" if key_bias else kind,
@@ -78,29 +94,22 @@ class Trace:
         self.events = {}
         for event in events:
             self.events.setdefault(event["type"], []).append(event)
-        self.init, self.final = load_file(folder / "init.safetensors"), load_file(
-            folder / "final.safetensors"
-        )
+        self.init, self.final = (load_file(folder / f"{name}.safetensors") for name in ("init", "final"))
         self.data = np.load(folder / "data.npz")
 
     def of(self, kind, **where):
-        return [
-            event
-            for event in self.events[kind]
-            if all(event.get(key) == value for key, value in where.items())
-        ]
+        return [event for event in self.events[kind]
+                if all(event.get(key) == value for key, value in where.items())]
 
 
-class TraceDraws(RandomStreams):
+class TraceStreams(RandomStreams):
     """RandomStreams that repeat a trace's batch orders and actions."""
 
     def __init__(self, trace, phase, case_names):
         """case_names: our name of a task -> the trace's."""
         names = {name: number for number, name in enumerate(case_names.values())}
         self.case_names, self.held = case_names, trace.of("held_batches")[0]["batches"]
-        steps = trace.of(
-            {"teacher": "p1_step", "kd": "p2_step", "meta_teacher": "p3_step", "mpdistil": "p4_step"}[phase]
-        )
+        steps = trace.of(f"{PHASES[phase]}_step")
         key, count = ("episode", "main_indices") if phase == "mpdistil" else ("epoch", "indices")
         passes = {}
         for step in steps:
@@ -123,100 +132,155 @@ class TraceDraws(RandomStreams):
         return self.samples.pop(0)
 
 
-class Recorder:
-    """The log that the phases write to, and, while `watching`, the figures of single steps before they are
-    averaged."""
+class Witness(NoSaver):
+    """The log that the loops write to, and their saver, which keeps nothing: it compares with the trace what
+    they say and show, in the order in which they come to it."""
 
-    def __init__(self):
-        self.events, self.trajectories, self.steps, self.rewards, self.states, self.applied = (
-            [],
-            [],
-            [],
-            [],
-            [],
-            [],
-        )
+    def __init__(self, trace, compare, case_names):
+        self.trace, self.compare, self.case_names, self.said, self.taken = trace, compare, case_names, {}, {}
+        self.size = trace.case["sizes"][f"{trace.case['task']}_held"]
+        self.given = trace.case["settings"]
+
+    # as a log
 
     def event(self, **values):
-        self.events.append(values)
+        self.said.update(values)
+        if values["phase"] != "mpdistil":
+            self.compare_epoch(PHASES[values["phase"]], self.next(f"{PHASES[values['phase']]}_epoch"))
 
     def trajectory(self, **values):
-        self.trajectories.append(values)
+        self.said.update(values)
 
-    @contextlib.contextmanager
     def progress(self, phase, total):
-        class Bar:
-            def update(self):
-                pass
+        return nullcontext(MagicMock())
 
-            def set_postfix(self, **values):
-                pass
-        yield Bar()
+    # as a saver
 
-    @contextlib.contextmanager
-    def watching(self):
-        means, state_of = meta_policy.mean_figures, curriculum.curriculum_state
-        apply, rewards = curriculum.apply_gradients, curriculum.REWARDS
-
-        def mean_figures(steps, where, rate):
-            self.steps.append(
-                (where, [{name: value.item() for name, value in step.items()} for step in steps], rate)
+    def consider(self, state, at_end=False):
+        if "episode" in state:
+            self.compare_episode(state) if at_end else self.compare_step_of_episode(state)
+        elif not at_end:
+            phase, loop = next(
+                (phase, loop) for phase, loop in state.items() if phase != "random" and loop["epoch"].order
             )
-            return means(steps, where, rate)
+            prefix, meter = PHASES[phase], loop["meter"]
+            event = self.next(f"{prefix}_step")
+            self.compare.equal(f"{prefix} epoch", loop["epoch"].number - 1, event["epoch"])
+            self.compare.equal(f"{prefix} learning rate", rates(loop["model"]), {event["lr"]})
+            self.compare_figures(prefix, meter.steps[-1], event)
 
-        def curriculum_state(*args):
-            state = state_of(*args)
-            self.states.append(state.norm().item())
-            return state
+    def next(self, kind):
+        """The trace's next event of a kind."""
+        self.taken[kind] = self.taken.get(kind, 0) + 1
+        return self.trace.of(kind)[self.taken[kind] - 1]
 
-        def apply_gradients(optimizer, settings):
-            gradients = [
-                p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
-            ]
-            self.applied.append(torch.stack([g.norm() for g in gradients]).norm().item())
-            apply(optimizer, settings)
+    def compare_lengths(self, prefix):
+        """Whether a phase came to its end, and no further."""
+        for kind in (f"{prefix}_step", f"{prefix}_{'episode' if prefix == 'p4' else 'epoch'}"):
+            name = f"{prefix} number of {kind.split('_')[1]}s"
+            self.compare.equal(name, self.taken.get(kind, 0), len(self.trace.of(kind)))
 
-        def watched(reward_of):
-            def reward(p_student, p_teacher, size, dtype):
-                value = reward_of(p_student, p_teacher, size, dtype)
-                self.rewards.append((p_student.tolist(), p_teacher.tolist(), value))
-                return value
-            return reward
+    def compare_figures(self, prefix, ours, event):
+        for mine, name in FIGURES[prefix].items():
+            if name in event:
+                self.compare.close(f"{prefix} {name}", ours[mine].item(), event[name])
 
-        meta_policy.mean_figures = curriculum.mean_figures = mean_figures
-        curriculum.curriculum_state, curriculum.apply_gradients = curriculum_state, apply_gradients
-        curriculum.REWARDS = {name: watched(function) for name, function in rewards.items()}
-        try:
-            yield
-        finally:
-            meta_policy.mean_figures = curriculum.mean_figures = means
-            curriculum.curriculum_state, curriculum.apply_gradients, curriculum.REWARDS = (
-                state_of,
-                apply,
-                rewards,
-            )
+    def compare_epoch(self, prefix, event):
+        """Scores, and whether they were the best so far."""
+        dev, metrics = self.said["scores"]["dev"], event["dev_metrics"]
+        self.compare.close(f"{prefix} dev accuracy", dev["accuracy"], metrics["acc"])
+        if "f1" in metrics:
+            self.compare.close(f"{prefix} dev f1", dev["f1"], metrics["f1"])
+        self.compare.close(f"{prefix} dev loss", dev["loss"], metrics["dev_loss"])
+        self.compare.equal(f"{prefix} kept", self.said["best"], event["was_best"])
+
+    def compare_step_of_episode(self, state):
+        compare, episode, step = self.compare, state["episode"], self.next("p4_step")
+        batch = episode.order[len(episode.rewards) - 1]
+        compare.equal("p4 episode", episode.number - 1, step["episode"])
+        compare.equal(
+            "p4 learning rates",
+            (rates(state["student"]), rates(state["policy"])),
+            ({self.given["learning_rate"]}, {self.given["meta_learning_rate"]}),
+        )
+        self.compare_figures("p4", state["meter"].steps[-1], step)
+        compare.close("p4 state_l2", episode.states[-1].norm().item(), step["state_l2"])
+        compare.close("p4 p_S_y", episode.p_before[batch], step["p_S_y"])
+        compare.close("p4 p_T2_y", episode.p_teacher[batch], step["p_T2_y"])
+        compare.close(
+            "p4 reward", episode.rewards[-1].item(), float(np.float32(step["reward"]) / np.float32(self.size))
+        )
+
+    def compare_episode(self, state):
+        compare, episode, said = self.compare, state["episode"], self.said
+        event = self.next("p4_episode")
+        steps = self.trace.of("p4_step", episode=event["episode"])
+        compare.equal("p4 number of states", len({each.norm().item() for each in episode.states}), 1)
+        compare.equal("p4 number of actions", len(said["actions"]), len(steps))
+        for step, *ours in zip(steps, said["probabilities"], said["actions"], said["credited"]):
+            compare.close("p4 action_probs", ours[0], step["action_probs"])
+            actions = tuple(self.case_names[name] for name in ours[1:])
+            compare.equal("p4 actions", actions, (step["current_action"], step["next_action"]))
+        self.compare_epoch("p4", event)
+        # the trace divides the float32 sum, we sum the divided rewards: the same up to float32's rounding of
+        # the terms
+        rounding = len(said["rewards"]) * np.finfo(np.float32).eps * sum(map(abs, said["rewards"]))
+        compare.equal(
+            "p4 total_rewards (float32)", abs(said["reward"] - event["total_rewards"]) <= rounding, True
+        )
+        compare.close("p4 advantages", said["advantages"], event["advantages"])
+        # where one action was taken throughout, these two are what rounding left of the advantages' mean:
+        # nothing to be relative to but the advantages
+        scale = 1e-6 * max(map(abs, event["advantages"]))
+        compare.close("p4 policy_loss", said["policy_loss"], event["policy_loss"], scale=scale)
+        compare.close("p4 policy_grad_norm", said["policy_gradient_norm"],
+                      event["policy_grad_norm_before_clip"], scale=scale)
+        compare.close("p4 student gradient at its step", episode.gradient_norm.item(),
+                      event["student_grad_norm_at_optimizer_step"])
+        self.after = norms(state["student"].module), norms(state["policy"].module)
+        compare.weights("p4 weight norms", self.after[0], event["student2_param_l2_after_step"])
+        compare.weights("p4 policy weight norms", self.after[1], event["policy_param_l2_after_step"])
+
+
+def rates(trained):
+    """Learning rates that the optimizer works with."""
+    return {group["lr"] for group in trained.optimizer.param_groups}
+
+
+def theirs(module, prefix=""):
+    """{the trace's name: tensor} of the state of a Model, of Heads or of a Policy."""
+    names = {}
+    for name, value in module.state_dict().items():
+        name = prefix + name
+        if name.startswith("heads."):
+            _, _, task, kind = name.split(".")
+            name = f"output_heads.{task.lower()}.classifier.{kind}"
+        elif name.startswith("linear."):
+            name = name.replace("linear", "action_predictor")
+        names[name.replace("encoder.body.", "encoder.")] = value
+    return names
+
+
+def norms(module, heads=None):
+    tensors = theirs(module) | (theirs(heads, "heads.") if heads is not None else {})
+    return {name: value.norm().item() for name, value in tensors.items()}
 
 
 class Replay:
     """One case: models and data as the trace began, the phases, the comparison."""
 
-    def __init__(self, folder, protocol=PROTOCOLS["released"]):
-        self.trace, self.compare, self.log = Trace(folder), Comparison(), Recorder()
+    def __init__(self, folder):
+        self.trace, self.compare = Trace(folder), Comparison()
         case = self.case = self.trace.case
         self.given = case["settings"]
-        self.protocol = replace(
-            protocol,
-            zero_grad=(
-                protocol.zero_grad
-                if protocol != PROTOCOLS["released"]
-                else "none" if case["zero_grad_set_to_none"] else "zeros"
-            ),
-        )
+        zero_grad = "none" if case["zero_grad_set_to_none"] else "zeros"  # which torch the case was made with
+        self.protocol = replace(PROTOCOLS["released"], zero_grad=zero_grad)
         self.tasks = [protocol_task(find_task(name), PROTOCOLS["released"]) for name in case["task_order"]]
         self.case_names = {task.name: name for task, name in zip(self.tasks, case["task_order"])}
         self.main = self.tasks[case["task_order"].index(case["task"])].name
         for task in self.tasks:
             assert task.outputs == case["label_nums"][task.name.lower()]
+        self.witness = Witness(self.trace, self.compare, self.case_names)
 
     def model(self, role, layers):
         config = BertConfig(**{**self.case["model_config"], "num_hidden_layers": layers})
@@ -241,17 +305,6 @@ class Replay:
             return f"heads.linear.{find_task(task).name}.{kind}"
         return name
 
-    def theirs(self, module, prefix=""):
-        """{the trace's name: tensor} of a Model's or Heads' state."""
-        names = {}
-        for name, value in module.state_dict().items():
-            name = prefix + name
-            if name.startswith("heads."):
-                _, _, task, kind = name.split(".")
-                name = f"output_heads.{task.lower()}.classifier.{kind}"
-            names[name.replace("encoder.body.", "encoder.")] = value
-        return names
-
     def split(self, task, name, stored):
         data, key = self.trace.data, f"{self.case_names[task.name]}_{stored}"
         if f"{key}_input_ids" not in data:
@@ -274,40 +327,24 @@ class Replay:
         )
 
     def settings(self, kind, **values):
-        choices = {
-            f.name: asdict(self.protocol)[f.name] for f in fields(kind) if f.name in asdict(self.protocol)
-        }
-        return kind(
-            **{
-                "weight_decay": 0.01,
-                "max_grad_norm": self.given["max_grad_norm"],
-                "seed": 0,
-                "select_on": "dev",
-                "eval_batch_size": 8,
-                "device": "cpu",
-                "precision": "fp32",
-                **choices,
-                **values,
-            }
-        )
+        values |= {name: value for name, value in asdict(self.protocol).items()
+                   if name in kind.__dataclass_fields__}
+        return kind(weight_decay=0.01, max_grad_norm=self.given["max_grad_norm"],
+                    head_dropout=self.case["head_dropout"], seed=0, select_on="dev", eval_batch_size=8,
+                    device="cpu", precision="fp32", **values)
 
-    def draws(self, phase):
-        return TraceDraws(self.trace, phase, self.case_names)
+    def streams(self, phase):
+        return TraceStreams(self.trace, phase, self.case_names)
 
     def run(self):
         """All phases; returns the Comparison."""
-        with self.log.watching():
-            self.compute()
-        return self.compare
-
-    def compute(self):
         given, main = self.given, next(task for task in self.tasks if task.name == self.main)
         train, dev, test = (self.split(main, name, name) for name in ("train", "dev", "test"))
         quiz = {task.name: self.split(task, "quiz", "held") for task in self.tasks}
-        main_quiz = quiz[self.main]
+        witness = self.witness
 
-        def selection(predict_split):
-            return Selection(predict_split, {"dev": dev}, "dev", self.protocol.selection)
+        def evaluator(predict_split):
+            return Evaluator(predict_split, {"dev": dev}, "dev", self.protocol.selection)
 
         def predictor(model):
             return lambda split: predict(model, split, 8, torch.device("cpu"))
@@ -320,14 +357,13 @@ class Replay:
             batch_size=given["train_dataloader_size"],
             learning_rate=given["teacher_learning_rate"],
         )
-        best = meta_policy.train_teacher(
-            teacher, train, teacher_settings, selection(predictor(teacher)), self.draws("teacher"), self.log
-        )
+        best = train_teacher(teacher, train, teacher_settings, evaluator(predictor(teacher)),
+                             self.streams("teacher"), witness, witness)
         end = self.trace.of("p1_end")[0]
-        self.steps("teacher", "p1", {"loss": "loss", "gradient_norm": "grad_norm_before_clip"})
+        witness.compare_lengths("p1")
         self.compare.equal("p1 kept epoch", best.index - 1, end["best_epoch"])
         self.compare_dev("teacher, kept", predictor(teacher), dev, end)
-        self.compare.weights("p1 weight norms", self.norms(teacher), end["teacher_param_l2"])
+        self.compare.weights("p1 weight norms", norms(teacher), end["teacher_param_l2"])
 
         meta_teacher = copy.deepcopy(teacher.heads)
         teacher_outputs = FrozenEncoder(teacher.encoder, 8, torch.device("cpu"))
@@ -353,50 +389,19 @@ class Replay:
             learning_rate=given["meta_learning_rate"],
             loss="com" if given["use_comp_loss"] else "col",
         )
-        kd = meta_policy.distillation_epochs("kd", student, meta_teacher, teacher_outputs, train, kd_settings,
-                                             selection(predictor(student)), self.draws("kd"), self.log)
-        meta = meta_policy.meta_teacher_epochs(
-            meta_teacher,
-            teacher_outputs,
-            student_outputs,
-            main_quiz,
-            meta_settings,
-            selection(predict_meta_teacher),
-            self.draws("meta_teacher"),
-            self.log,
-            student_moves=True,
-        )
-        kd_best, meta_best = meta_policy.alternate_phases(kd, meta, self.log)
+        kd = distillation_loop("kd", student, meta_teacher, teacher_outputs, train, kd_settings,
+                               evaluator(predictor(student)), self.streams("kd"), witness)
+        meta = meta_teacher_loop(meta_teacher, teacher_outputs, student_outputs, quiz[self.main],
+                                 meta_settings, evaluator(predict_meta_teacher), self.streams("meta_teacher"),
+                                 witness, student_moves=True)
+        kd_best, meta_best = run_epochs(kd, meta, saver=witness)
         start = self.trace.of("p4_start")[0]
-        self.steps(
-            "kd",
-            "p2",
-            {
-                "ce": "ce",
-                "soft": "soft",
-                "pkd": "pkd",
-                "loss": "total",
-                "gradient_norm": "grad_norm_before_clip",
-            },
-        )
-        self.steps(
-            "meta_teacher",
-            "p3",
-            {
-                "ce_teacher": "ce_hT",
-                "ce_student": "ce_hS",
-                "p_teacher": "mean_p_y_hT",
-                "p_student": "mean_p_y_hS",
-                "loss": "total",
-                "gradient_norm": "grad_norm_before_clip",
-            },
-        )
+        witness.compare_lengths("p2")
+        witness.compare_lengths("p3")
         self.compare.equal("p2 kept epoch", kd_best.index - 1, start["reloaded_student_epoch"])
         self.compare.equal("p3 kept epoch", meta_best.index - 1, start["reloaded_meta_teacher_epoch"])
-        self.compare.weights("p2 weight norms", self.norms(student), start["student_param_l2"])
-        self.compare.weights(
-            "p3 weight norms", self.norms(teacher, meta_teacher), start["meta_teacher_param_l2"]
-        )
+        self.compare.weights("p2 weight norms", norms(student), start["student_param_l2"])
+        self.compare.weights("p3 weight norms", norms(teacher, meta_teacher), start["meta_teacher_param_l2"])
         closing = {
             name: self.trace.of("closing_evaluation", model=name)[0]
             for name in ("kd_student", "meta_teacher", "final_student")
@@ -410,7 +415,6 @@ class Replay:
         policy = Policy(self.case["d_model"], len(self.tasks), 0).double()
         policy.load_state_dict({f"linear.{kind}": self.trace.init[f"policy.action_predictor.{kind}"].double()
                                 for kind in ("weight", "bias")})
-        self.watch_episodes(student, policy)
         curriculum_settings = self.settings(
             CurriculumTraining,
             epochs=given["num_episodes"],
@@ -420,39 +424,22 @@ class Replay:
             reward=given["reward_function"],
             curriculum="policy",
         )
-        best = train_curriculum(
-            student,
-            meta_teacher,
-            policy,
-            teacher_outputs,
-            quiz,
-            self.main,
-            curriculum_settings,
-            selection(predictor(student)),
-            self.draws("mpdistil"),
-            self.log,
-        )
-        self.compare_episodes()
-        self.compare.equal("p4 kept episode", best.index - 1, self.trace.of("final_norms")[0]["best_episode"])
+        best = train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, self.main,
+                                curriculum_settings, evaluator(predictor(student)), self.streams("mpdistil"),
+                                witness, witness)
+        last = self.trace.of("final_norms")[0]
+        witness.compare_lengths("p4")
+        self.compare.weights("final norms, last student", witness.after[0], last["student2_last"])
+        self.compare.weights("final norms, policy", witness.after[1], last["policy"])
+        self.compare.equal("p4 kept episode", best.index - 1, last["best_episode"])
         self.compare_dev("final student", predictor(student), dev, closing["final_student"])
         self.compare_test("final_student", predictor(student), test)
-        final = {"student": self.theirs(student), "policy": {name.replace("linear", "action_predictor"): value
-                                                             for name, value in policy.state_dict().items()},
-                 "meta_teacher": self.theirs(meta_teacher, "heads.")}
-        ours = {
-            f"{model}.{name}": value.numpy()
-            for model, tensors in final.items()
-            for name, value in tensors.items()
-        }
-        self.compare.weights(
-            "final weights", ours, {name: value.numpy() for name, value in self.trace.final.items()}
-        )
-
-    def norms(self, model, heads=None):
-        tensors = self.theirs(model)
-        if heads is not None:
-            tensors |= self.theirs(heads, "heads.")
-        return {name: value.norm().item() for name, value in tensors.items()}
+        final = {"student": theirs(student), "policy": theirs(policy),
+                 "meta_teacher": theirs(meta_teacher, "heads.")}
+        ours = {f"{model}.{name}": value for model, tensors in final.items()
+                for name, value in tensors.items()}
+        self.compare.weights("final weights", ours, self.trace.final)
+        return self.compare
 
     def compare_dev(self, what, predict_split, dev, event):
         logits = predict_split(dev)
@@ -461,118 +448,3 @@ class Replay:
     def compare_test(self, name, predict_split, test):
         self.compare.equal("test predictions", predict_split(test).argmax(-1).tolist(),
                            self.trace.of("test_predictions", model=name)[0]["predictions"])
-
-    def steps(self, phase, prefix, names):
-        """Single steps and epochs of phases 1 to 3."""
-        recorded = [
-            step
-            for where, steps, _ in self.log.steps
-            if where.startswith(f"phase {phase},")
-            for step in steps
-        ]
-        rates = [
-            rate
-            for where, steps, rate in self.log.steps
-            if where.startswith(f"phase {phase},")
-            for _ in steps
-        ]
-        theirs = self.trace.of(f"{prefix}_step")
-        self.compare.equal(f"{prefix} number of steps", len(recorded), len(theirs))
-        for ours, rate, event in zip(recorded, rates, theirs):
-            self.compare.equal(f"{prefix} learning rate", rate, event["lr"])
-            for mine, name in names.items():
-                if name in event:
-                    self.compare.close(f"{prefix} {name}", ours[mine], event[name])
-        for ours, event in zip(
-            [e for e in self.log.events if e["phase"] == phase], self.trace.of(f"{prefix}_epoch")
-        ):
-            self.epoch(prefix, ours, event)
-
-    def epoch(self, prefix, ours, event):
-        dev, metrics = ours["scores"]["dev"], event["dev_metrics"]
-        self.compare.close(f"{prefix} dev accuracy", dev["accuracy"], metrics["acc"])
-        if "f1" in metrics:
-            self.compare.close(f"{prefix} dev f1", dev["f1"], metrics["f1"])
-        self.compare.close(f"{prefix} dev loss", dev["loss"], metrics["dev_loss"])
-        self.compare.equal(f"{prefix} kept", ours["best"], event["was_best"])
-
-    def watch_episodes(self, student, policy):
-        """Record weight norms after each episode's update: when the log hears of the episode."""
-        self.after, event = [], self.log.event
-
-        def heard(**values):
-            if values["phase"] == "mpdistil":
-                self.after.append(
-                    (
-                        self.norms(student),
-                        {
-                            name.replace("linear", "action_predictor"): value.norm().item()
-                            for name, value in policy.state_dict().items()
-                        },
-                    )
-                )
-            event(**values)
-        self.log.event = heard
-
-    def compare_episodes(self):
-        compare, log = self.compare, self.log
-        recorded = [
-            step
-            for where, steps, _ in log.steps
-            if where.startswith("phase mpdistil") and "ce" in steps[0]
-            for step in steps
-        ]
-        size = self.case["sizes"][f"{self.case['task']}_held"]
-        events, episodes = [e for e in log.events if e["phase"] == "mpdistil"], self.trace.of("p4_episode")
-        probabilities = [row for line in log.trajectories for row in line["probabilities"]]
-        credited = [name for line in log.trajectories for name in line["credited"]]
-        used = [name for line in log.trajectories for name in line["actions"]]
-        steps = self.trace.of("p4_step")
-        compare.equal("p4 number of steps", len(recorded), len(steps))
-        compare.equal("p4 number of states", len(log.states), len(episodes))
-        for n, (ours, step) in enumerate(zip(recorded, steps)):
-            for mine, name in {
-                "ce": "ce",
-                "p_student": "mean_p_S_y",
-                "p_meta_teacher": "mean_p_T2_y_hS",
-                "loss": "loss",
-                "gradient_norm": "accumulated_grad_norm_before_clip",
-            }.items():
-                compare.close(f"p4 {name}", ours[mine], step[name])
-            compare.close("p4 state_l2", log.states[step["episode"]], step["state_l2"])
-            p_student, p_teacher, reward = log.rewards[n]
-            compare.close("p4 p_S_y", p_student, step["p_S_y"])
-            compare.close("p4 p_T2_y", p_teacher, step["p_T2_y"])
-            compare.close("p4 reward", reward.item(), float(np.float32(step["reward"]) / np.float32(size)))
-            compare.close("p4 action_probs", probabilities[n], step["action_probs"])
-            compare.equal("p4 actions", (self.case_names[used[n]], self.case_names[credited[n]]),
-                          (step["current_action"], step["next_action"]))
-        for n, (ours, event) in enumerate(zip(events, episodes)):
-            self.epoch("p4", ours, event)
-            # the trace divides the float32 sum, we sum the divided rewards: the same up to float32's rounding
-            # of the terms
-            rewards = log.trajectories[n]["rewards"]
-            rounding = len(rewards) * np.finfo(np.float32).eps * sum(map(abs, rewards))
-            compare.equal(
-                "p4 total_rewards (float32)", abs(ours["reward"] - event["total_rewards"]) <= rounding, True
-            )
-            compare.close("p4 advantages", log.trajectories[n]["advantages"], event["advantages"])
-            # where one action was taken throughout, these two are what rounding left of the advantages' mean:
-            # nothing to be
-            # relative to but the advantages
-            scale = 1e-6 * max(map(abs, event["advantages"]))
-            compare.close("p4 policy_loss", ours["policy_loss"], event["policy_loss"], scale=scale)
-            compare.close(
-                "p4 policy_grad_norm",
-                ours["policy_gradient_norm"],
-                event["policy_grad_norm_before_clip"],
-                scale=scale,
-            )
-            student_norms, policy_norms = self.after[n]
-            compare.weights("p4 weight norms", student_norms, event["student2_param_l2_after_step"])
-            compare.weights("p4 policy weight norms", policy_norms, event["policy_param_l2_after_step"])
-        compare.close("p4 student gradient at its step", log.applied[1::2],
-                      [event["student_grad_norm_at_optimizer_step"] for event in episodes])
-        norms = self.trace.of("final_norms")[0]
-        compare.weights("final norms, last student", self.after[-1][0], norms["student2_last"])
-        compare.weights("final norms, policy", self.after[-1][1], norms["policy"])

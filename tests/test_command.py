@@ -63,9 +63,8 @@ def test_kd_200_has_as_many_steps_and_looks_as_phase_4(protocol, command, monkey
     assert [line["epoch"] for line in metrics if line["phase"] == "kd_200"] == [1, 2, 3]
     episodes = read_lines(with_control / "trajectories.jsonl")
     assert sizes == {8: sum(len(e["actions"]) for e in episodes)}
-    assert updates["Distillation", 3] == (
-        sum(len(e["actions"]) for e in episodes) if protocol == "paper" else 3
-    )
+    assert updates["Distillation",
+                   3] == (sum(len(e["actions"]) for e in episodes) if protocol == "paper" else 3)
     chosen = [
         line["scores"]["dev"]["accuracy" if protocol == "paper" else "f1"]
         for line in metrics
@@ -86,19 +85,11 @@ def test_every_task_loss_and_reward(task, loss, reward, command, data_dir):
     code, folder = command(task.lower(), use_comp_loss=loss == "com", reward_function=reward)
     assert code == 0
     result = result_of(folder)
-    assert (
-        result["task"],
-        result["protocol"],
-        result["loss"],
-        result["reward"],
-        result["curriculum"],
-        result["seed"],
-    ) == (task, "paper", loss, reward, "policy", 42)
+    assert (result["task"], result["protocol"], result["loss"], result["reward"], result["curriculum"],
+            result["seed"]) == (task, "paper", loss, reward, "policy", 42)
     assert list(result["rows"]) == ["teacher", "kd", "meta_teacher", "mpdistil"]
-    assert (
-        set(result["seconds"]) == {"teacher", "kd", "meta_teacher", "mpdistil"}
-        and result["peak_memory_bytes"] > 0
-    )
+    assert (set(result["seconds"]) == {"teacher", "kd", "meta_teacher", "mpdistil"}
+            and result["peak_memory_bytes"] > 0)
     labels = {example.idx: example.label for example in read_task(TASKS[task], data_dir, ("dev",))["dev"]}
     assert result["dev_labels"] == [
         list(labels.values()).count(number) for number in range(len(TASKS[task].labels))
@@ -108,11 +99,9 @@ def test_every_task_loss_and_reward(task, loss, reward, command, data_dir):
         again = score(TASKS[task], [answers[idx] for idx in labels], list(labels.values()))
         assert again.items() <= figures["dev"].items() and ("f1" in again) == (task == "CB")
         assert figures["dev"]["right"] == "".join(
-            str(int(answers[idx] == label)) for idx, label in labels.items()
-        )
-        assert (
-            len(read_predictions(folder / "predictions" / row / "test" / f"{task}.jsonl", TASKS[task])) == 8
-        )
+            str(int(answers[idx] == label)) for idx, label in labels.items())
+        assert (len(read_predictions(folder / "predictions" / row / "test" / f"{task}.jsonl",
+                                     TASKS[task])) == 8)
     metrics, trajectories = read_lines(folder / "metrics.jsonl"), read_lines(folder / "trajectories.jsonl")
     assert [line["phase"] for line in metrics] == ["teacher", "kd", "meta_teacher", "mpdistil", "mpdistil"]
     for line, episode in zip(metrics[3:], trajectories):
@@ -121,15 +110,11 @@ def test_every_task_loss_and_reward(task, loss, reward, command, data_dir):
         assert {len(episode[key]) for key in ("rewards", "advantages", "probabilities")} == {steps}
         assert sum(episode["rewards"]) == pytest.approx(line["reward"], abs=1e-6)
         assert sum(episode["advantages"]) == pytest.approx(0, abs=1e-6)
-        assert all(sum(p) == pytest.approx(1, abs=1e-5) for p in episode["probabilities"]) and set(
-            episode["actions"]
-        ) <= set(TASK_NAMES)
+        assert all(sum(p) == pytest.approx(1, abs=1e-5)
+                   for p in episode["probabilities"]) and set(episode["actions"]) <= set(TASK_NAMES)
     assert AutoModel.from_pretrained(folder / "models" / "student").config.num_hidden_layers == 3
-    assert (
-        (folder / "environment.json").is_file()
-        and (folder / "args.json").is_file()
-        and (folder / "log.txt").stat().st_size > 0
-    )
+    assert ((folder / "environment.json").is_file() and (folder / "args.json").is_file()
+            and (folder / "log.txt").stat().st_size > 0)
 
 
 @pytest.mark.parametrize("kind", ("mpnet", "deberta", "distilbert"))
@@ -140,9 +125,8 @@ def test_other_encoders(kind, command, encoders):
 
 
 def test_another_student_encoder(command, tmp_path):
-    teacher, student = make_encoder("bert", tmp_path / "t", 1), make_encoder(
-        "bert", tmp_path / "s", 2, num_hidden_layers=3
-    )
+    teacher, student = make_encoder("bert", tmp_path / "t", 1), make_encoder("bert", tmp_path / "s", 2,
+                                                                             num_hidden_layers=3)
     code, folder = command(teacher_model=teacher, student_model=student, nlayers=2, tasks=["CB"])
     assert code == 0 and result_of(folder)["student_model"] == str(student)
 
@@ -160,24 +144,17 @@ def test_same_seed_gives_the_same_bytes_and_reuse_the_same_as_computing(command)
     code, fresh = command(folder="fresh", fresh=True, **flags)
     assert code == 0 and result_of(fresh)["reused"] == []
     rows = [result_of(folder)["rows"] for folder in (reusing, again, fresh)]
-    assert rows[0] == rows[1] == rows[2] and list(rows[0]) == [
-        "teacher",
-        "student",
-        "kd",
-        "meta_teacher",
-        "mpdistil",
-    ]
+    assert rows[0] == rows[1] == rows[2] and list(
+        rows[0]) == ["teacher", "student", "kd", "meta_teacher", "mpdistil"]
     assert weights(reusing) == weights(again)
     shared = weights(reusing.parent / "phases")
-    assert weights(fresh / "phases").items() <= shared.items() and len(shared) > len(
-        weights(fresh / "phases")
-    )
+    assert weights(fresh / "phases").items() <= shared.items() and len(shared) > len(weights(
+        fresh / "phases"))
     assert {f"phases/{name}" for name in weights(fresh / "phases")} | set(weights(reusing)) == set(
-        weights(fresh)
-    )
-    assert {name: data for name, data in weights(fresh).items() if name.startswith("models")} == weights(
-        reusing
-    )
+        weights(fresh))
+    assert {name: data
+            for name, data in weights(fresh).items()
+            if name.startswith("models")} == weights(reusing)
     for name in ("metrics.jsonl", "trajectories.jsonl"):
         assert without_times(reusing / name) == without_times(again / name) == without_times(fresh / name)
 
@@ -191,11 +168,8 @@ def test_identity_holds_what_the_result_depends_on_and_nothing_else(command):
     base = identities("base")
     assert identities("a", reward_function="real", num_episodes=7, curriculum="uniform", tasks=["CB"]) == base
     changed = identities("b", epochs=2)
-    assert (
-        changed["teacher"] == base["teacher"]
-        and changed["kd"] != base["kd"]
-        and changed["meta_teacher"] != base["meta_teacher"]
-    )
+    assert (changed["teacher"] == base["teacher"] and changed["kd"] != base["kd"]
+            and changed["meta_teacher"] != base["meta_teacher"])
     assert all(a != b for a, b in zip(identities("c", seed=1).values(), base.values()))
     assert all(a != b for a, b in zip(identities("d", split_seed=1).values(), base.values()))
     changed = identities("e", meta_learning_rate=0.5)
@@ -237,14 +211,12 @@ def test_predictions_of_a_reused_phase_are_of_the_tokens_of_this_run(command, da
     rows[0]["premise"] = "the " * 200
     (data / "CB" / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for length in (64, 80):
-        code, folder = command(
-            folder=f"r/{length}", data_dir=data, max_seq_length=length, stop_after="teacher"
-        )
+        code, folder = command(folder=f"r/{length}", data_dir=data, max_seq_length=length,
+                               stop_after="teacher")
         assert code == 0
     assert result_of(folder)["reused"] == ["teacher"]
     kept = sorted(
-        path.name.split("-")[1] for path in (folder.parent / "phases").glob("teacher-*/predictions/*.json")
-    )
+        path.name.split("-")[1] for path in (folder.parent / "phases").glob("teacher-*/predictions/*.json"))
     assert kept == ["dev", "test", "test"]
 
 
@@ -265,9 +237,8 @@ def test_the_teachers_encoder_runs_once_per_example(command, monkeypatch):
         for name, split in result_of(folder)["data"].items()
         if "COPA/" in name
     }
-    assert (
-        code == 0 and sum(calls) == 2 * sum(sizes.values()) and set(sizes) == {"train", "quiz", "dev", "test"}
-    )
+    assert (code == 0 and sum(calls) == 2 * sum(sizes.values())
+            and set(sizes) == {"train", "quiz", "dev", "test"})
     calls.clear()
     # fewer layers are a part of more
     assert command("COPA", folder="runs/b", use_comp_loss=True, nlayers=2)[0] == 0 and not calls
@@ -289,12 +260,8 @@ def test_stop_after_and_going_on(command):
     for stop, rows in (("teacher", 1), ("kd", 2), ("meta_teacher", 3), (None, 4)):
         code, folder = command(stop_after=stop)
         result = result_of(folder)
-        assert (
-            code == 0
-            and len(result["rows"]) == rows
-            and result["stopped_after"] == stop
-            and len(result["reused"]) == rows - 1
-        )
+        assert (code == 0 and len(result["rows"]) == rows and result["stopped_after"] == stop
+                and len(result["reused"]) == rows - 1)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert command()[0] == 0 and command(stop_after="kd")[0] == 0             # finished: nothing is touched
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
@@ -311,57 +278,31 @@ def test_fresh_computes_again_what_is_there(command):
 def test_names_in_any_case_and_order_are_the_same_run(command, capsys):
     assert command("CB", tasks=["WSC", "cb"], stop_after="teacher")[0] == 0
     capsys.readouterr()
-    assert (
-        command("cb", tasks=["CB", "WSC"], stop_after="teacher")[0] == 0
-        and "nothing to do" in capsys.readouterr().out
-    )
-    assert json.loads(
-        (command("cb", tasks=["CB", "WSC"], stop_after="teacher")[1] / "args.json").read_text()
-    )["tasks"] == ["CB", "WSC"]
+    assert (command("cb", tasks=["CB", "WSC"], stop_after="teacher")[0] == 0
+            and "nothing to do" in capsys.readouterr().out)
+    assert json.loads((command("cb", tasks=["CB", "WSC"], stop_after="teacher")[1] /
+                       "args.json").read_text())["tasks"] == ["CB", "WSC"]
 
 
 def test_command_line_from_the_shell(encoders, data_dir, tmp_path):
     """A real process, offline, in another folder: default output folder, table and exit code."""
     argv = [
         sys.executable,
-        str(ROOT / "main_superglue.py"),
-        "--task",
-        "wsc",
-        "--data_dir",
-        str(data_dir),
-        "--teacher_model",
-        str(encoders["bert"]),
-        "--nlayers",
-        "2",
-        "--teacher_epochs",
-        "1",
-        "--epochs",
-        "1",
-        "--meta_epochs",
-        "1",
-        "--num_episodes",
-        "1",
-        "--val_dataloader_size",
-        "4",
-        "--use_comp_loss",
-        "--max_seq_length",
-        "64",
+        str(ROOT / "main_superglue.py"), "--task", "wsc", "--data_dir",
+        str(data_dir), "--teacher_model",
+        str(encoders["bert"]), "--nlayers", "2", "--teacher_epochs", "1", "--epochs", "1", "--meta_epochs",
+        "1", "--num_episodes", "1", "--val_dataloader_size", "4", "--use_comp_loss", "--max_seq_length", "64"
     ]
-    done = subprocess.run(
-        argv, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "wsc" / "paper-com-binary-policy-seed42"
     assert result_of(folder)["loss"] == "com" and (tmp_path / "runs" / "wsc" / "phases").is_dir()
-    assert (
-        "curriculum tasks found" in done.stdout
-        and "spans located:" in done.stdout
-        and "truncated" in done.stdout
-    )
+    assert ("curriculum tasks found" in done.stdout and "spans located:" in done.stdout
+            and "truncated" in done.stdout)
     row = result_of(folder)["rows"]["kd"]["dev"]
-    assert (
-        f"{row['correct']}/{row['total']}" in done.stdout and str(folder.relative_to(tmp_path)) in done.stdout
-    )
+    assert (f"{row['correct']}/{row['total']}" in done.stdout
+            and str(folder.relative_to(tmp_path)) in done.stdout)
 
 
 def test_a_loss_that_is_not_finite_stops_with_phase_and_step(command, capsys):

@@ -18,9 +18,8 @@ def changed_copy(name, folder):
     diff = re.search(rf"<!-- change: {name} -->\n```diff\n(.*?)```", PAGE, re.DOTALL)[1]
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
-    shutil.copytree(
-        ROOT / "bookkeeping", folder / "bookkeeping", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(ROOT / "bookkeeping", folder / "bookkeeping",
+                    ignore=shutil.ignore_patterns("__pycache__"))
     subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
     subprocess.run(["git", "apply", "--unidiff-zero", "-"], cwd=folder, input=diff, text=True, check=True)
     return folder
@@ -33,17 +32,9 @@ def run(encoders, data_dir, tmp_path):
         folder = tmp_path / "project"
         folder.mkdir()
         flags = {
-            "task": task,
-            "data_dir": data,
-            "teacher_model": encoders["bert"],
-            "nlayers": 3,
-            "teacher_epochs": 1,
-            "epochs": 1,
-            "meta_epochs": 1,
-            "num_episodes": 2,
-            "val_dataloader_size": 4,
-            "max_seq_length": 64,
-            "output_dir": tmp_path / "runs" / "run",
+            "task": task, "data_dir": data, "teacher_model": encoders["bert"], "nlayers": 3,
+            "teacher_epochs": 1, "epochs": 1, "meta_epochs": 1, "num_episodes": 2, "val_dataloader_size": 4,
+            "max_seq_length": 64, "output_dir": tmp_path / "runs" / "run"
         }
         argv = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
         done = subprocess.run([sys.executable, "main_superglue.py", *argv, *more],

@@ -118,9 +118,8 @@ def test_a_finished_run_that_other_code_made(command, edited, capsys):
     edited("curriculum.py", "DISCOUNT = 0.99", "DISCOUNT = 0.5")
     assert command(**flags)[0] == 2
     said = capsys.readouterr().err
-    assert (
-        said.count("\n") == 1 and "made by other code (changed since: mpdistil)" in said and "--fresh" in said
-    )
+    assert (said.count("\n") == 1 and "made by other code (changed since: mpdistil)" in said
+            and "--fresh" in said)
     code, folder = command(**flags, fresh=True)
     assert code == 0 and json.loads((folder / "result.json").read_text())["reused"] == []
 

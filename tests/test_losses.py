@@ -53,10 +53,8 @@ def test_pkd_loss_by_hand():
 
 
 def test_distillation_loss_by_hand():
-    close(
-        distillation_loss(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(0.01), 0.25, 100.0),
-        0.5 + 2.25 + 1,
-    )
+    close(distillation_loss(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(0.01), 0.25, 100.0),
+          0.5 + 2.25 + 1)
     # undistilled: CE alone
     close(distillation_loss(torch.tensor(2.0), torch.tensor(3.0), torch.tensor(5.0), 0.0, 0.0), 3)
 
@@ -97,14 +95,11 @@ def test_released_advantages_are_rounded_as_numpy_rounds():
     rng = np.random.default_rng(0)
     for steps in (3, 5, 12, 62, 107):
         rewards = (rng.normal(size=steps) / 24).astype(np.float32)
-        weighted = np.array(
-            [reward * np.float32(0.99**step) for step, reward in enumerate(rewards)], dtype=np.float32
-        )
+        weighted = np.array([reward * np.float32(0.99 ** step) for step, reward in enumerate(rewards)],
+                            dtype=np.float32)
         returns = weighted[::-1].cumsum()[::-1]
-        assert (
-            advantages_of(torch.from_numpy(rewards), discount_from="episode_start").tolist()
-            == (returns - returns.mean()).tolist()
-        )
+        assert (advantages_of(torch.from_numpy(rewards),
+                              discount_from="episode_start").tolist() == (returns - returns.mean()).tolist())
 
 
 def test_policy_loss_by_hand():
@@ -145,31 +140,14 @@ def test_gradients_against_finite_differences():
     assert check(lambda x, y: collaborative_loss(x, y, labels, RULES), (a, b))
     assert check(lambda x, y: competitive_loss(x, y, labels, RULES), (a, b))
     assert check(
-        lambda x: student_loss(
-            torch.nn.functional.cross_entropy(x, labels),
-            true_class_probability(x, labels),
-            torch.full((3,), 0.3, dtype=torch.float64),
-        ),
-        a,
-    )
+        lambda x: student_loss(torch.nn.functional.cross_entropy(x, labels), true_class_probability(
+            x, labels), torch.full((3, ), 0.3, dtype=torch.float64)), a)
     assert check(
-        lambda x, y, z: distillation_loss(
-            soft_loss(x, y, 5.0),
-            torch.nn.functional.cross_entropy(y, labels),
-            pkd_loss(z, t.detach()),
-            0.5,
-            100.0,
-        ),
-        (a, b, s),
-    )
+        lambda x, y, z: distillation_loss(soft_loss(x, y, 5.0), torch.nn.functional.cross_entropy(y, labels),
+                                          pkd_loss(z, t.detach()), 0.5, 100.0), (a, b, s))
     assert check(
-        lambda x: policy_loss(
-            torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64), x.log_softmax(-1)[range(3), [1, 0, 2]]
-        ),
-        a,
-    )
+        lambda x: policy_loss(torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64),
+                              x.log_softmax(-1)[range(3), [1, 0, 2]]), a)
     predictor = torch.nn.Linear(4, 1, dtype=torch.float64)
-    assert check(
-        lambda weight: curriculum_state(predictor, weight),
-        torch.randn(4, 4, dtype=torch.float64, requires_grad=True),
-    )
+    assert check(lambda weight: curriculum_state(predictor, weight),
+                 torch.randn(4, 4, dtype=torch.float64, requires_grad=True))

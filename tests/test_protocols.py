@@ -56,34 +56,21 @@ def test_released_differs_from_paper_in_every_choice():
 )
 def test_inputs_of_the_released_protocol(name, fields_given, pairs):
     task = protocol_task(TASKS[name], PROTOCOLS["released"])
-    assert (
-        task.build(fields_given, None) == pairs and task.rows == 1 and task.outputs == len(TASKS[name].labels)
-    )
+    assert (task.build(fields_given, None) == pairs and task.rows == 1
+            and task.outputs == len(TASKS[name].labels))
 
 
 def test_encoding_of_the_released_protocol(encoders, data_dir):
     tokenizer = AutoTokenizer.from_pretrained(encoders["bert"])
-    released = load_task(
-        TASKS["CB"],
-        data_dir,
-        tokenizer,
-        64,
-        42,
-        4,
-        ("dev",),
-        "lower",
-        cls_segment="one",
-        padding="max_length",
-    )["dev"]
+    released = load_task(TASKS["CB"], data_dir, tokenizer, 64, 42, 4, ("dev", ), "lower", cls_segment="one",
+                         padding="max_length")["dev"]
     paper = load_task(TASKS["CB"], data_dir, tokenizer, 64, 42, 4, ("dev",))["dev"]
     ours, usual = released.batch([0, 1]), paper.batch([0, 1])
     assert ours.input_ids.shape == (2, 64)
     assert ours.token_type_ids[:, 0].tolist() == [1, 1] and usual.token_type_ids[:, 0].tolist() == [0, 0]
     length = usual.input_ids.shape[1]
-    assert (
-        torch.equal(ours.input_ids[:, :length], usual.input_ids)
-        and ours.attention_mask[:, length:].sum() == 0
-    )
+    assert (torch.equal(ours.input_ids[:, :length], usual.input_ids)
+            and ours.attention_mask[:, length:].sum() == 0)
     assert torch.equal(ours.token_type_ids[:, 1:length], usual.token_type_ids[:, 1:])
     assert released.checksum != paper.checksum  # the texts are lower-cased
 
@@ -92,11 +79,9 @@ def test_dropout_until_the_first_evaluation():
     heads = Heads([TASKS["CB"]], 4, 0, "x")
     model = torch.nn.Module()
     model.encoder, model.heads = torch.nn.Dropout(), heads
-    for dropout, evaluated, encoder_on, head_on in (
-        ("training", True, True, True),
-        ("until_first_evaluation", False, False, True),
-        ("until_first_evaluation", True, False, False),
-    ):
+    for dropout, evaluated, encoder_on, head_on in (("training", True, True, True), ("until_first_evaluation",
+                                                                                     False, False, True),
+                                                    ("until_first_evaluation", True, False, False)):
         set_training(model, dropout, evaluated)
         assert (model.encoder.training, heads.dropout.training) == (encoder_on, head_on)
         set_training(heads, dropout, evaluated)
@@ -105,27 +90,17 @@ def test_dropout_until_the_first_evaluation():
 
 @pytest.mark.parametrize("task", TASK_NAMES)
 def test_released_runs_on_every_task(task, command):
-    code, folder = command(
-        task,
-        protocol="released",
-        use_comp_loss=task < "D",
-        reward_function="real" if task > "C" else "binary",
-        epochs=2,
-        meta_epochs=2,
-        num_episodes=3,
-    )
+    code, folder = command(task, protocol="released", use_comp_loss=task < "D",
+                           reward_function="real" if task > "C" else "binary", epochs=2, meta_epochs=2,
+                           num_episodes=3)
     assert code == 0
     result = json.loads((folder / "result.json").read_text())
-    assert result["protocol"] == "released" and set(result["rows"]) == {
-        "teacher",
-        "kd",
-        "meta_teacher",
-        "mpdistil",
-    }
+    assert result["protocol"] == "released" and set(
+        result["rows"]) == {"teacher", "kd", "meta_teacher", "mpdistil"}
     assert result["protocol_choices"] == {name: value for name, value in CHOICES}
-    phases = [
-        (line["phase"], line["epoch"]) for line in read_lines(folder / "metrics.jsonl") if "epoch" in line
-    ]
+    phases = [(line["phase"], line["epoch"])
+              for line in read_lines(folder / "metrics.jsonl")
+              if "epoch" in line]
     assert phases == [("teacher", 1), ("kd", 1), ("kd", 2), ("meta_teacher", 1), ("meta_teacher", 2)]
     turns = re.findall(r"(\w+) epoch (\d):", (folder / "log.txt").read_text())
     assert turns == [("teacher", "1"), ("kd", "1"), ("meta_teacher", "1"), ("kd", "2"), ("meta_teacher", "2")]
@@ -139,11 +114,8 @@ def test_alternating_phases_are_reused_and_made_whole(command):
     code, first = command(folder="r/first", **flags)
     assert code == 0
     code, again = command(folder="r/again", reward_function="real", **flags)
-    assert code == 0 and json.loads((again / "result.json").read_text())["reused"] == [
-        "teacher",
-        "kd",
-        "meta_teacher",
-    ]
+    assert code == 0 and json.loads(
+        (again / "result.json").read_text())["reused"] == ["teacher", "kd", "meta_teacher"]
     heads = next((again.parent / "phases").glob("meta_teacher-*")) / "heads.safetensors"
     before = heads.read_bytes()
     # as if a run had died between the two artefacts
@@ -151,20 +123,14 @@ def test_alternating_phases_are_reused_and_made_whole(command):
         path.unlink() if path.is_file() else path.rmdir()
     heads.parent.rmdir()
     code, healed = command(folder="r/healed", **flags)
-    assert (
-        code == 0
-        and json.loads((healed / "result.json").read_text())["reused"] == ["teacher", "kd"]
-        and heads.read_bytes() == before
-    )
-    code, last = command(
-        folder="r/last", reward_function="real", num_episodes=2, protocol="released", tasks=["CB", "RTE"]
-    )
+    assert (code == 0 and json.loads((healed / "result.json").read_text())["reused"] == ["teacher", "kd"]
+            and heads.read_bytes() == before)
+    code, last = command(folder="r/last", reward_function="real", num_episodes=2, protocol="released",
+                         tasks=["CB", "RTE"])
     for folder in (first, again, healed, last):            # every event once, whatever was reused
-        events = [
-            (line["phase"], line.get("epoch"))
-            for line in read_lines(folder / "metrics.jsonl")
-            if "epoch" in line
-        ]
+        events = [(line["phase"], line.get("epoch"))
+                  for line in read_lines(folder / "metrics.jsonl")
+                  if "epoch" in line]
         assert sorted(events) == [("kd", 1), ("meta_teacher", 1), ("teacher", 1)]
         assert min(json.loads((folder / "result.json").read_text())["seconds"].values()) > 0
     assert state_of(healed) == state_of(first)
@@ -181,17 +147,9 @@ def test_each_choice_alone(name, value, command, bytes_of_paper):
     task = {"copa_input": "COPA", "wic_input": "WiC", "wsc_input": "WSC"}.get(name, "CB")
     # zero_grad shows in the best student once a task was visited and then not
     episodes = 8 if name == "zero_grad" else 2
-    flags = dict(
-        task=task,
-        num_episodes=episodes,
-        epochs=2,
-        meta_epochs=2,
-        teacher_epochs=2,
-        reward_function="real",
-        learning_rate=1e-2,
-        meta_learning_rate=0.5,
-        teacher_learning_rate=1e-2,
-    )
+    flags = dict(task=task, num_episodes=episodes, epochs=2, meta_epochs=2, teacher_epochs=2,
+                 reward_function="real", learning_rate=1e-2, meta_learning_rate=0.5,
+                 teacher_learning_rate=1e-2)
     if (task, episodes) not in bytes_of_paper:
         code, folder = command(folder="paper", **flags)
         assert code == 0
@@ -200,8 +158,7 @@ def test_each_choice_alone(name, value, command, bytes_of_paper):
     assert code == 0
     result = json.loads((folder / "result.json").read_text())
     assert [
-        key
-        for key, chosen in result["protocol_choices"].items()
+        key for key, chosen in result["protocol_choices"].items()
         if chosen != getattr(PROTOCOLS["paper"], key)
     ] == [name]
     # These may change nothing here: F1 and accuracy agree on the best, the tokenizer lower-cases, the run is
@@ -215,12 +172,8 @@ def state_of(folder):
     student = folder / "models" / "student"
     return [
         path.read_bytes()
-        for path in (
-            student / "model.safetensors",
-            student / "heads.safetensors",
-            folder / "models" / "policy.safetensors",
-            folder / "trajectories.jsonl",
-        )
+        for path in (student / "model.safetensors", student / "heads.safetensors",
+                     folder / "models" / "policy.safetensors", folder / "trajectories.jsonl")
     ]
 
 

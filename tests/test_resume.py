@@ -27,14 +27,8 @@ from conftest import ROOT, read_lines
 from kill_test import compare, content
 
 SMALL = {
-    "tasks": ["CB", "COPA"],
-    "epochs": 2,
-    "meta_epochs": 2,
-    "teacher_epochs": 2,
-    "num_episodes": 3,
-    "save_seconds": 0,
-    "train_dataloader_size": 6,
-    "val_dataloader_size": 3,
+    "tasks": ["CB", "COPA"], "epochs": 2, "meta_epochs": 2, "teacher_epochs": 2, "num_episodes": 3,
+    "save_seconds": 0, "train_dataloader_size": 6, "val_dataloader_size": 3
 }
 
 
@@ -53,10 +47,8 @@ def run_killed(command, monkeypatch, every, folder, flags):
             raise Killed
         if calls[0] % every == 0 and calls[0] % 3 == 1:  # between the two files of a state
             monkeypatch.setattr(
-                os,
-                "replace",
-                lambda old, new: replace(old, new) if str(new).endswith(".safetensors") else kill(),
-            )
+                os, "replace", lambda old, new: replace(old, new)
+                if str(new).endswith(".safetensors") else kill())
         consider(self, state, at_end)
         if calls[0] % every == 0:
             raise Killed
@@ -106,32 +98,17 @@ def test_a_killed_run_leaves_the_same(flags, command, monkeypatch):
 def test_a_process_that_is_killed_for_good(encoders, data_dir, tmp_path):
     """The short form of scripts/kill_test.py, SIGKILL and all."""
     flags = {
-        "kills": 2,
-        "longest": 0.7,
-        "work": tmp_path / "work",
-        **SMALL,
-        "task": "CB",
-        "data_dir": data_dir,
-        "teacher_model": encoders["bert"],
-        "nlayers": 2,
-        "max_seq_length": 64,
-        "device": "cpu",
+        "kills": 2, "longest": 0.7, "work": tmp_path / "work", **SMALL, "task": "CB", "data_dir": data_dir,
+        "teacher_model": encoders["bert"], "nlayers": 2, "max_seq_length": 64, "device": "cpu"
     }
     words = [
-        word
-        for name, value in flags.items()
+        word for name, value in flags.items()
         for word in (f"--{name}", *(value if isinstance(value, list) else [str(value)]))
     ]
-    done = subprocess.run(
-        [sys.executable, "scripts/kill_test.py", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = subprocess.run([sys.executable, "scripts/kill_test.py", *words], cwd=ROOT, capture_output=True,
+                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0 and ", 0 differences" in done.stdout and done.stdout.startswith("kill 1"), (
-        done.stdout + done.stderr
-    )
+        done.stdout + done.stderr)
 
 
 @pytest.mark.parametrize("signum", STOP_SIGNALS)
@@ -243,15 +220,11 @@ def test_a_disk_that_is_full_while_an_artefact_is_saved(command, monkeypatch, ca
     """safetensors has an exception of its own for it."""
     monkeypatch.setattr(
         "models.save_file",
-        MagicMock(side_effect=SafetensorError("Error while serializing: No space left on device")),
-    )
+        MagicMock(side_effect=SafetensorError("Error while serializing: No space left on device")))
     assert command()[0] == 1
     message = capsys.readouterr().err
-    assert (
-        "No space left on device" in message
-        and "give the same command again" in message
-        and message.count("\n") == 1
-    )
+    assert ("No space left on device" in message and "give the same command again" in message
+            and message.count("\n") == 1)
 
 
 def test_events_after_the_saved_point_are_cut(command, monkeypatch):
@@ -260,11 +233,9 @@ def test_events_after_the_saved_point_are_cut(command, monkeypatch):
         with open(folder / f"{name}.jsonl", "a") as file:
             file.write('{"phase": "mpdistil", "episode": 2, "seconds": 1, "half')
     assert command(**SMALL)[0] == 0
-    assert [line["episode"] for line in read_lines(folder / "metrics.jsonl") if "episode" in line] == [
-        1,
-        2,
-        3,
-    ]
+    assert [line["episode"]
+            for line in read_lines(folder / "metrics.jsonl")
+            if "episode" in line] == [1, 2, 3]
     assert [line["episode"] for line in read_lines(folder / "trajectories.jsonl")] == [1, 2, 3]
 
 
@@ -272,11 +243,9 @@ def test_a_state_of_other_code_is_not_used(command, monkeypatch, capsys):
     folder = stop_in_phase_4(command, monkeypatch)
     monkeypatch.setattr(identity, "version", lambda package: "0")
     assert command(**SMALL)[0] == 0 and "this phase begins again" in capsys.readouterr().out
-    assert [line["episode"] for line in read_lines(folder / "metrics.jsonl") if "episode" in line] == [
-        1,
-        2,
-        3,
-    ]
+    assert [line["episode"]
+            for line in read_lines(folder / "metrics.jsonl")
+            if "episode" in line] == [1, 2, 3]
 
 
 def test_an_artefact_that_was_altered_is_refused(command, capsys):
@@ -300,42 +269,22 @@ def test_two_runs_that_share_phases_compute_each_once(encoders, data_dir, tmp_pa
     def begin(name, *more):
         argv = [
             sys.executable,
-            str(ROOT / "main_superglue.py"),
-            "--task",
-            "CB",
-            "--data_dir",
-            str(data_dir),
-            "--teacher_model",
-            str(encoders["bert"]),
-            "--nlayers",
-            "2",
-            "--teacher_epochs",
-            "40",
-            "--epochs",
-            "1",
-            "--meta_epochs",
-            "1",
-            "--num_episodes",
-            "1",
-            "--val_dataloader_size",
-            "4",
-            "--max_seq_length",
-            "64",
-            "--output_dir",
-            str(tmp_path / "r" / name),
-            *more,
+            str(ROOT / "main_superglue.py"), "--task", "CB", "--data_dir",
+            str(data_dir), "--teacher_model",
+            str(encoders["bert"]), "--nlayers", "2", "--teacher_epochs", "40", "--epochs", "1",
+            "--meta_epochs", "1", "--num_episodes", "1", "--val_dataloader_size", "4", "--max_seq_length",
+            "64", "--output_dir",
+            str(tmp_path / "r" / name), *more
         ]
-        return subprocess.Popen(
-            argv, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True,
+                                env={**os.environ, "OMP_NUM_THREADS": "1"})
 
     both = [begin("a"), begin("b", "--reward_function", "real")]
     said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     reused = [json.loads((tmp_path / "r" / name / "result.json").read_text())["reused"] for name in "ab"]
     assert sorted(reused[0] + reused[1]) == ["kd", "meta_teacher", "teacher"] and any(
-        "waiting for another run" in text for text in said
-    )
+        "waiting for another run" in text for text in said)
     assert len(list((tmp_path / "r" / "phases").glob("teacher-*"))) == 1
 
 
@@ -357,12 +306,8 @@ def test_a_full_disk_leaves_the_last_state(where, command, monkeypatch, capsys):
     capsys.readouterr()
     code, folder = command(folder="full/run", **SMALL)
     message = capsys.readouterr().err
-    assert (
-        code == 1
-        and "No space left on device" in message
-        and "give the same command again" in message
-        and message.count("\n") == 1
-    )
+    assert (code == 1 and "No space left on device" in message and "give the same command again" in message
+            and message.count("\n") == 1)
     monkeypatch.setattr(files, "sync", sync)
     assert command(folder="full/run", **SMALL)[0] == 0 and "going on from" in capsys.readouterr().out
     assert compare(content(folder.parent), content(folder.parents[1] / "whole")) == []
@@ -390,9 +335,8 @@ def test_a_step_that_is_not_finite_stops_with_what_and_where(phase, command, cap
         code, folder = command(folder="stopped/run", **SMALL)
     message = capsys.readouterr().err
     place = "episode 2, step 1" if phase == "mpdistil" else "epoch 1, step 3"
-    assert (
-        code == 1 and f"phase {phase}, {place}: loss is nan at learning rate" in message and "idx " in message
-    )
+    assert (code == 1 and f"phase {phase}, {place}: loss is nan at learning rate" in message
+            and "idx " in message)
     assert message.count("\n") == 1 and list(folder.parent.rglob("state-*.safetensors"))
     assert command(folder="stopped/run", **SMALL)[0] == 0 and "going on from" in capsys.readouterr().out
     assert compare(content(folder.parent), content(folder.parents[1] / "whole")) == []
@@ -403,17 +347,12 @@ def test_a_rate_at_which_the_weights_explode(flags, command, capsys):
     """The state that stays is from before they did."""
     code, folder = command(**{**SMALL, **flags})
     message = capsys.readouterr().err
-    assert (
-        code == 1
-        and "not finite" in message
-        and "learning rate 1e+38" in message
-        and "idx " in message
-        and message.count("\n") == 1
-    )
+    assert (code == 1 and "not finite" in message and "learning rate 1e+38" in message and "idx " in message
+            and message.count("\n") == 1)
     for path in folder.parent.rglob("state-*.safetensors"):
-        assert all(
-            tensor.isfinite().all() for name, tensor in load_file(path).items() if tensor.is_floating_point()
-        )
+        assert all(tensor.isfinite().all()
+                   for name, tensor in load_file(path).items()
+                   if tensor.is_floating_point())
 
 
 def test_weights_that_are_not_finite_stop_at_the_first_step(command, capsys, encoders, tmp_path):
@@ -435,8 +374,8 @@ class Plain:
 
 
 def test_a_state_is_data_and_comes_back(tmp_path):
-    """Dataclasses, modules with optimizer and gradients, arrays, numbers, tensors that share memory; saved twice:
-    the newest pair alone stays, and comes back."""
+    """Dataclasses, modules with optimizer and gradients, arrays, numbers, tensors that share memory; saved
+    twice: the newest pair alone stays, and comes back."""
     def new():
         module = torch.nn.Linear(2, 1)
         trained = Trained(module, torch.optim.AdamW(module.parameters(), lr=0.1))

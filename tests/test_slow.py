@@ -13,9 +13,8 @@ from conftest import ROOT, read_lines
 
 @pytest.mark.slow
 def test_every_mutation_is_noticed(capsys):
-    assert (
-        mutations.main(sorted(path.parent for path in (ROOT / "tests" / "golden").glob("*/case.json"))) == 0
-    )
+    assert (mutations.main(sorted(path.parent
+                                  for path in (ROOT / "tests" / "golden").glob("*/case.json"))) == 0)
     assert "no difference" not in capsys.readouterr().out.split("\n", 1)[1]
 
 
@@ -39,15 +38,9 @@ def test_the_command_on_a_gpu(precision, protocol, command):
 def test_the_sample_is_learnt_by_a_real_encoder(command):
     """A teacher with a real encoder learns each sample task far better than chance."""
     for task, least in (("CB", 0.9), ("RTE", 0.9), ("WiC", 0.8), ("BoolQ", 0.7)):
-        code, folder = command(
-            task,
-            folder=task,
-            data_dir=ROOT / "sample_data",
-            teacher_model=os.environ["MPDISTIL_ENCODER"],
-            teacher_epochs=5,
-            teacher_learning_rate=1e-4,
-            stop_after="teacher",
-        )
+        code, folder = command(task, folder=task, data_dir=ROOT / "sample_data",
+                               teacher_model=os.environ["MPDISTIL_ENCODER"], teacher_epochs=5,
+                               teacher_learning_rate=1e-4, stop_after="teacher")
         assert (
             code == 0
             and json.loads((folder / "result.json").read_text())["rows"]["teacher"]["dev"]["accuracy"]
@@ -61,37 +54,17 @@ def test_a_small_full_file_system(encoders, data_dir, tmp_path):
     mount."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs", str(disk)], capture_output=True
-    ).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=500k", "tmpfs",
+                       str(disk)], capture_output=True).returncode:
         pytest.skip("may not mount")
     argv = [
         sys.executable,
-        str(ROOT / "main_superglue.py"),
-        "--task",
-        "CB",
-        "--data_dir",
-        str(data_dir),
-        "--teacher_model",
-        str(encoders["bert"]),
-        "--nlayers",
-        "2",
-        "--max_seq_length",
-        "64",
-        "--teacher_epochs",
-        "2",
-        "--epochs",
-        "1",
-        "--meta_epochs",
-        "1",
-        "--num_episodes",
-        "2",
-        "--val_dataloader_size",
-        "4",
-        "--save_seconds",
-        "0",
-        "--output_dir",
-        str(disk / "run"),
+        str(ROOT / "main_superglue.py"), "--task", "CB", "--data_dir",
+        str(data_dir), "--teacher_model",
+        str(encoders["bert"]), "--nlayers", "2", "--max_seq_length", "64", "--teacher_epochs", "2",
+        "--epochs", "1", "--meta_epochs", "1", "--num_episodes", "2", "--val_dataloader_size", "4",
+        "--save_seconds", "0", "--output_dir",
+        str(disk / "run")
     ]
     try:
         full = subprocess.run(argv, capture_output=True, text=True)

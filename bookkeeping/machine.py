@@ -15,6 +15,8 @@ from bookkeeping.checkpoints import count_weights
 from bookkeeping.errors import InputError
 
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scikit-learn", "safetensors")
+PROVENANCE = ("python", "torch", "transformers", "platform", "cpu", "cpu_threads", "gpu", "git_commit",
+              "git_changes")
 EVAL_BATCH_SIZES = {"cpu": 16, "cuda": 128}
 HERE = Path(__file__).resolve().parents[1]
 
@@ -50,6 +52,15 @@ def keep_freed_memory():
         return
     mallopt(-3, 1 << 30)       # M_MMAP_THRESHOLD, bytes
     mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD, bytes
+
+
+def cpu_name():
+    """The CPU's model as the system names it; None where it does not."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
 
 
 def cpu_has_bf16():
@@ -113,6 +124,7 @@ def environment():
         "python": platform.python_version(),
         **{name: version(name) for name in PACKAGES},
         "platform": platform.platform(),
+        "cpu": cpu_name(),
         "cpu_threads": torch.get_num_threads(),
         "gpu": gpu,
         "git_commit": commit,
@@ -120,6 +132,11 @@ def environment():
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def provenance():
+    """Of environment(), what a figure may hang on to its last digit: libraries, machine, code."""
+    return {name: value for name, value in environment().items() if name in PROVENANCE}
 
 
 def peak_memory_bytes():

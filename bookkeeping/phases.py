@@ -18,6 +18,7 @@ import torch
 from bookkeeping.errors import InputError
 from bookkeeping.files import checksum, checksums, lock, publish, read_record, sync, write_record
 from bookkeeping.identity import identity_of
+from bookkeeping.machine import provenance
 from bookkeeping.signals import stop_if_asked
 from bookkeeping.states import Saver
 from models import FrozenEncoder
@@ -36,7 +37,8 @@ class Phase:
     """A phase that is being opened: found finished, or to be computed and published.
 
     identity (sha256) is of depends_on, folder that of the artefact; splits: those that answers may be about;
-    best: {"epoch", "scores"}; seconds: what computing took.
+    best: {"epoch", "scores"}; seconds: what computing took; environment: where, and by what code (machine.
+    provenance).
     """
     name: str
     identity: str
@@ -49,6 +51,7 @@ class Phase:
     reused: bool = False
     best: dict = field(default_factory=dict)
     seconds: float = 0.0
+    environment: dict | None = None
 
     def read(self):
         """Take over what an artefact says of itself; InputError if it was altered."""
@@ -63,6 +66,7 @@ class Phase:
                 raise InputError(f"{self.folder / file}: not the bytes that were written (sha256); remove "
                                  f"{self.folder}")
         self.best, self.seconds, self.finished, self.reused = record["best"], record["seconds"], True, True
+        self.environment = record.get("environment")  # older artefacts have none
         self.log.take((self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True))
 
     @contextmanager
@@ -79,12 +83,12 @@ class Phase:
         (part / "predictions").mkdir()
         for name, answers in best.answers.items():
             write_record(part / "predictions" / split_file(self.splits[name], ".json"), {"answers": answers})
-        self.best = {"epoch": best.index, "scores": best.scores}
+        self.best, self.environment = {"epoch": best.index, "scores": best.scores}, provenance()
         # of its own epochs, where phases take turns
         self.seconds = round(sum(json.loads(line)["seconds"] for line in self.log.lines), 2)
         write_record(part / "phase.json", {
             "phase": self.name, "identity": self.identity, "depends_on": self.depends_on, "best": self.best,
-            "seconds": self.seconds, "files": checksums(part)})
+            "seconds": self.seconds, "environment": self.environment, "files": checksums(part)})
         publish(part, self.folder)
         self.finished = True
 

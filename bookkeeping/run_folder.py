@@ -187,7 +187,8 @@ class RunFolder:
         self.metrics.close()
         self.trajectories.close()
         phases = {name: {"identity": phase.identity, "folder": os.path.relpath(phase.folder, self.path),
-                         "best": phase.best, "reused": phase.reused} for name, phase in phases.items()}
+                         "best": phase.best, "reused": phase.reused, "environment": phase.environment}
+                  for name, phase in phases.items()}
         result = {**facts, "rows": self.rows, "seconds": self.seconds,
                   "saving": {"seconds": round(sum(saver.cost for saver in self.savers), 2),
                              "states": sum(saver.saves for saver in self.savers)},

@@ -16,6 +16,7 @@ PHASES = ("teacher", "kd", "meta_teacher")  # where --stop_after may stop; phase
 
 # Flags that say where things go or how far to go, not what is computed: a run folder may be continued with
 # others.
+PATHS = ("data_dir", "teacher_model", "student_model")  # of what is read, whose content has a checksum
 NOT_PART_OF_THE_RUN = ("output_dir", "phase_dir", "fresh", "report_to", "stop_after", "save_seconds")
 
 
@@ -59,7 +60,7 @@ COUNT, RATE, SHARE = number(int, 1), number(float, 0, open_low=True), number(flo
 def build_parser():
     parser = OneLineParser(
         prog="main_superglue.py", allow_abbrev=False, formatter_class=Help,
-        description="MPDistil: teacher, distilled student, meta-teacher and curriculum on one SuperGLUE task.")
+        description="MPDistil: teacher, distilled student, meta-teacher, curriculum on one SuperGLUE task.")
 
     flag = parser.add_argument_group("task and data").add_argument
     flag("--task", required=True, help="main task: BoolQ, CB, COPA, RTE, WiC or WSC, in any case")
@@ -99,7 +100,8 @@ def build_parser():
     flag("--max_grad_norm", type=RATE, default=1.0,
          help="largest L2 norm of a gradient; longer ones are scaled down")
     flag("--select_on", choices=("dev", "quiz"), default="dev",
-         help="split whose score picks the epoch or episode kept")
+         help="split whose score picks the epoch or episode kept; phases 3 and 4 train on quiz, so that "
+              "there it favours what is learnt by heart")
     flag("--seed", type=number(int, 0), default=42, help="seed of heads, dropout, batch order and actions")
     flag = parser.add_argument_group("phase 1: teacher fine-tuning, CE(T(x), y)").add_argument
     flag("--teacher_epochs", type=COUNT, default=10, help="passes over train")
@@ -114,7 +116,7 @@ def build_parser():
     flag("--undistilled", action="store_true", help="also train the row 'student': alpha = 0, beta = 0")
     flag = parser.add_argument_group("phase 3: meta-teacher T', head only, on quiz").add_argument
     flag("--meta_epochs", type=COUNT, default=10, help="passes over quiz")
-    flag("--meta_learning_rate", type=RATE, default=1e-3, help="AdamW's rate for T' and for the policy pi")
+    flag("--meta_learning_rate", type=RATE, default=1e-3, help="AdamW's rate for T'")
     flag("--use_comp_loss", action="store_true",
          help="competitive loss CE(T'(h_T), y) - p_T'(y|h_T) + p_T'(y|h_S) instead of the collaborative 0.5"
               " CE(T'(h_T), y) + 0.5 CE(T'(h_S), y)")
@@ -124,12 +126,14 @@ def build_parser():
     flag("--reward_function", choices=REWARDS, default="binary",
          help="r: examples with p_S(y) > p_T'(y) (binary) or the sum of p_S(y) - p_T'(y) (real), over the "
               "quiz size")
+    flag("--policy_learning_rate", type=RATE,
+         help="AdamW's rate for the policy pi (default: that of --meta_learning_rate)")
     flag("--kd_200", action="store_true",
          help="also train the control 'kd_200': the distilled student, distilled on for as many steps and "
               "with as many looks at dev as phase 4 has, best look kept")
     flag("--kd_quiz", action="store_true",
-         help="also train the control 'kd_quiz': as kd_200, but on train and quiz together, whose labels phase 4 "
-              "sees too")
+         help="also train the control 'kd_quiz': as kd_200, but on train and quiz together, whose labels "
+              "phase 4 sees too")
     flag("--curriculum", choices=CURRICULA, default="policy",
          help="who picks the tasks a: the learnt policy pi, chance, or always the main task (the row "
               "no_curriculum)")
@@ -164,6 +168,7 @@ def parse_arguments(argv=None):
     the task table and the data later, by data_utils."""
     args = build_parser().parse_args(argv)
     args.student_model = args.student_model or args.teacher_model
+    args.policy_learning_rate = args.policy_learning_rate or args.meta_learning_rate
     args.set = sorted(set(args.set))
     if args.fresh and args.phase_dir is not None:
         build_parser().error(

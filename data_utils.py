@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -247,13 +247,12 @@ def read_task(task, data_dir, parts, text_case="as_is"):
             f"--data_dir {data_dir}: no folder {task.name} found, expected {task.name}/train.jsonl (official"
             f" layout) or {task.name}/train.tsv; give the folder that holds the task folders"
         )
-    for _, read, names in LAYOUTS:
-        if (folder / names["train"]).is_file():
-            break
-    else:
+    found = next(((read, names) for _, read, names in LAYOUTS if (folder / names["train"]).is_file()), None)
+    if found is None:
         raise InputError(
             f"{folder}: neither train.jsonl nor train.tsv found; put the files of {task.name} there"
         )
+    read, names = found
     splits = {}
     for part in parts:
         path = folder / names[part] if part in names else None
@@ -583,6 +582,24 @@ def check_selection(select_on, data):
             f"--select_on {select_on}: {data[select_on].where[0]} has no label; expected a labelled"
             f" {select_on} split, or --select_on quiz"
         )
+
+
+def join_splits(splits):
+    """One Split of the examples of several, one after the other; a single one as it is."""
+    if len(splits) == 1:
+        return splits[0]
+    first, ends = splits[0], np.cumsum([split.offsets[-1] for split in splits])
+    offsets = [first.offsets, *(split.offsets[1:] + end for split, end in zip(splits[1:], ends))]
+    types = None
+    if first.token_type_ids is not None:
+        types = np.concatenate([split.token_type_ids for split in splits])
+    return replace(first, name="_and_".join(split.name for split in splits),
+                   idx=[number for split in splits for number in split.idx],
+                   where=[place for split in splits for place in split.where],
+                   labels=torch.cat([split.labels for split in splits]),
+                   input_ids=np.concatenate([split.input_ids for split in splits]), token_type_ids=types,
+                   offsets=np.concatenate(offsets), truncated=sum(split.truncated for split in splits),
+                   checksum=" ".join(split.checksum for split in splits))
 
 
 def batches_by_length(split, batch_size):

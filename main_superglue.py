@@ -12,9 +12,11 @@ import sys
 from argparse import Namespace
 from dataclasses import asdict, dataclass, field, replace
 
-from arguments import Protocol, loss_name, parse_arguments, part_of_the_run, resolve_protocol
+from arguments import PATHS, Protocol, loss_name, parse_arguments, part_of_the_run, resolve_protocol
+from bookkeeping.screen import escape_unprintable
 
 if __name__ == "__main__":
+    escape_unprintable()
     # before torch and transformers, whose seconds --help and a mistyped flag need not wait for
     parsed = parse_arguments()
 
@@ -33,7 +35,14 @@ from bookkeeping.run_folder import STATE_FOLDER, RunFolder, describe_inputs, say
 from bookkeeping.signals import stopping_on_signals
 from bookkeeping.tracker import open_tracker
 from curriculum import CurriculumTraining, Policy, train_curriculum
-from data_utils import RandomStreams, check_selection, load_data, resolve_settings, resolve_tasks
+from data_utils import (
+    RandomStreams,
+    check_selection,
+    join_splits,
+    load_data,
+    resolve_settings,
+    resolve_tasks,
+)
 from meta_policy import (
     Distillation,
     Evaluator,
@@ -50,6 +59,7 @@ from metrics import count_labels, row_of, write_predictions
 from models import (
     FrozenEncoder,
     Heads,
+    JoinedOutputs,
     Model,
     load_encoder,
     load_heads,
@@ -66,10 +76,11 @@ from tasks import Task
 def run(args):
     """The run's exit code. It is refused, found finished, or computed from where it was ended."""
     settings = resolve_settings(args)
-    finished_result(args.output_dir, settings)  # refuses a folder of another run, before anything is read
+    # refuses a folder of another run, before anything is read
+    finished_result(args.output_dir, settings, by_content=True)
     inputs = read_inputs(args, settings)
     with locked(args.output_dir):
-        finished = finished_result(args.output_dir, settings, inputs.summary)
+        finished = finished_result(args.output_dir, settings, inputs.summary, by_content=True)
         if finished and not args.fresh:
             if args.stop_after is None:  # of a run that was ended right after its result
                 shutil.rmtree(args.output_dir / STATE_FOLDER, ignore_errors=True)
@@ -95,7 +106,9 @@ def four_phases(lab):
 
     meta_teacher = teach_meta_teacher(lab, teacher, student)
     if args.kd_200:
-        continue_distillation(lab, teacher, student, meta_teacher)
+        continue_distillation(lab, "kd_200", ["train"], teacher, student, meta_teacher)
+    if args.kd_quiz:
+        continue_distillation(lab, "kd_quiz", ["train", "quiz"], teacher, student, meta_teacher)
     if args.stop_after == "meta_teacher":
         return lab.finish()
 
@@ -212,26 +225,29 @@ def teach_meta_teacher(lab, teacher, student):
     return meta_teacher
 
 
-def continue_distillation(lab, teacher, student, meta_teacher):
+def continue_distillation(lab, name, splits, teacher, student, meta_teacher):
     """The control `kd_200`: what phase 4's steps and evaluations are worth without phase 4. The distilled
     student goes on with phase 2's loss on train, from the teacher that phase 2 ended with (in `released` the
-    meta-teacher): as many steps between two evaluations, as many evaluations and updates, and the same new
-    beginning (optimizer, dropout) as in phase 4; the best evaluation is kept, as there."""
+    meta-teacher): as many steps of as many examples between two evaluations, as many evaluations and updates,
+    and the same new beginning (optimizer, dropout) as in phase 4; the best evaluation is kept, as there. And
+    `kd_quiz`: the same on train and quiz together, since phase 4 also sees quiz."""
     args, inputs, model = lab.inputs.args, lab.inputs, copy.deepcopy(student.model)
     steps, update = -(-len(inputs.data["quiz"]) // args.val_dataloader_size), inputs.protocol.student_update
     source = meta_teacher if lab.alternating else teacher
-    settings = replace(lab.distillation(args.alpha, args.beta, args.temperature), epochs=args.num_episodes)
-    reads = lab.reads("train", kd=student.phase.identity, teacher=source.phase.identity, steps=steps,
+    settings = replace(lab.distillation(args.alpha, args.beta, args.temperature), epochs=args.num_episodes,
+                       batch_size=args.val_dataloader_size)
+    reads = lab.reads(*splits, kd=student.phase.identity, teacher=source.phase.identity, steps=steps,
                       update=update)
-    with lab.open("kd_200", continue_distillation, settings, reads) as phase:
+    parts = [inputs.data[split] for split in splits]
+    with lab.open(name, continue_distillation, settings, reads) as phase:
         if phase.finished:
             load_weights(model, phase.folder, [inputs.task.name])
         else:
-            best = distill_student("kd_200", model, source.heads, source.outputs, inputs.data["train"],
-                                   settings, **lab.loop(phase, lab.predictor(model)), epoch_steps=steps,
-                                   update=update)
+            best = distill_student(name, model, source.heads, JoinedOutputs(source.outputs, parts),
+                                   join_splits(parts), settings, **lab.loop(phase, lab.predictor(model)),
+                                   epoch_steps=steps, update=update)
             lab.publish(phase, best, model)
-    lab.add_row("kd_200", phase, lab.predictor(model))
+    lab.add_row(name, phase, lab.predictor(model))
 
 
 def follow_curriculum(lab, teacher, student, meta_teacher):
@@ -240,7 +256,7 @@ def follow_curriculum(lab, teacher, student, meta_teacher):
     args, inputs, names, model = lab.inputs.args, lab.inputs, list(lab.inputs.quiz), student.model
     policy = Policy(model.state_predictor.in_features, len(names), args.seed).to(lab.device)
     settings = lab.training(CurriculumTraining, args.num_episodes, args.val_dataloader_size,
-                            args.learning_rate, policy_learning_rate=args.meta_learning_rate,
+                            args.learning_rate, policy_learning_rate=args.policy_learning_rate,
                             reward=args.reward_function, curriculum=args.curriculum)
     lab.note_code("mpdistil", follow_curriculum)
     best = train_curriculum(model, meta_teacher.heads, policy, teacher.outputs, inputs.quiz, inputs.task.name,
@@ -342,13 +358,14 @@ def open_experiment(inputs, again=False):
         check_folder(args.phase_dir, "--phase_dir")
     if inputs.device.type == "cpu":
         keep_freed_memory()
-    depends = {"settings": part_of_the_run(inputs.settings), "data": inputs.summary,
-               "device": inputs.device.type, "fresh": args.fresh}
+    settings = {name: value for name, value in part_of_the_run(inputs.settings).items() if name not in PATHS}
+    depends = {"settings": settings, "data": inputs.summary, "device": inputs.device.type,
+               "fresh": args.fresh}
     log = RunFolder(args.output_dir, inputs.settings, inputs.summary, identity_of(depends, four_phases)[0],
                     args.save_seconds, open_tracker(args.report_to, args.output_dir, inputs.settings))
     for line in describe_inputs(inputs, drawn):
         log.say(line)
-    store = PhaseStore(args.phase_dir, inputs.data, log.new_saver, log.say)
+    store = PhaseStore(args.phase_dir, inputs.data, log.new_saver, log.say, log.environment)
     say_needs(args, inputs.checkpoints, inputs.data["train"], inputs.device, log.say)
     return Experiment(inputs, log, store)
 

@@ -4,6 +4,7 @@ import inspect
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -273,6 +274,33 @@ class FrozenEncoder:
             if layers:
                 table[rows, 1:] = states[:layers].transpose(0, 1).to(table.device)
         return table
+
+
+class JoinedOutputs:
+    """Outputs by example of splits that were joined to one, each asked for where it is kept."""
+
+    def __init__(self, outputs, splits):
+        self.kept, self.splits = outputs, splits
+        self.ends = np.cumsum([len(split) for split in splits])
+
+    def outputs(self, joined, indices, layers=0):
+        """As FrozenEncoder.outputs, of examples of the joined split."""
+        if len(self.splits) == 1:
+            return self.kept.outputs(self.splits[0], indices, layers)
+        indices = np.asarray(indices)
+        part_of, pooled, states = np.searchsorted(self.ends, indices, side="right"), None, None
+        for number, split in enumerate(self.splits):
+            places = np.flatnonzero(part_of == number)
+            if len(places):
+                start = self.ends[number] - len(split)
+                found, found_states = self.kept.outputs(split, indices[places] - start, layers)
+                if pooled is None:
+                    rows = len(indices) * split.task.rows
+                    pooled = found.new_empty(rows, found.shape[1])
+                    states = found_states.new_empty(layers, rows, found.shape[1])
+                rows = torch.from_numpy(split.rows(places)).to(found.device)
+                pooled[rows], states[:, rows] = found, found_states
+        return pooled, states
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """Whether a run is finished: decided here, for the run itself and for a sweep of runs."""
-from arguments import NOT_PART_OF_THE_RUN, PHASES
+from pathlib import Path
+
+from arguments import NOT_PART_OF_THE_RUN, PATHS, PHASES
 from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, read_record
 from bookkeeping.identity import code_has_changed
@@ -7,12 +9,12 @@ from bookkeeping.identity import code_has_changed
 STOPS = (*PHASES, None)  # of --stop_after; None: the whole run
 
 
-def finished_result(folder, settings, data=None):
+def finished_result(folder, settings, data=None, by_content=False):
     """The result of a finished run in `folder` with these settings, or None if there is something left to do.
 
     settings: the flags as args.json holds them. data: the summary of data and encoders, compared as well
-    where it is known. InputError if the folder holds another run, one that other code made, or something
-    else.
+    where it is known. by_content: whether it ever is, so that how a path is spelled, and where a copy lies,
+    does not matter. InputError if the folder holds another run, one that other code made, or something else.
     """
     if not folder.exists() or (folder.is_dir() and all(".part" in path.name for path in folder.iterdir())):
         return None  # or a run that was ended while it wrote its first file
@@ -26,6 +28,7 @@ def finished_result(folder, settings, data=None):
         f"--{name} {before.get(name)!r} there, {settings.get(name)!r} now"
         for name in sorted(before | settings)
         if name not in NOT_PART_OF_THE_RUN and before.get(name) != settings.get(name)
+        and not (name in PATHS and (by_content or same_place(before.get(name), settings.get(name))))
     ]
     if differ:
         raise InputError(
@@ -54,3 +57,8 @@ def finished_result(folder, settings, data=None):
             f"{', '.join(other)}); --fresh computes it again, or give another folder"
         )
     return result
+
+
+def same_place(first, second):
+    """Whether two paths name one place."""
+    return None not in (first, second) and Path(first).resolve() == Path(second).resolve()

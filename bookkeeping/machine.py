@@ -1,22 +1,25 @@
 """The machine: its device and memory, what a run needs of them, what a run says of them."""
 import ctypes
+import os
 import platform
-import resource
 import shutil
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 from bookkeeping.checkpoints import count_weights
 from bookkeeping.errors import InputError
 
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scikit-learn", "safetensors")
-PROVENANCE = ("python", "torch", "transformers", "platform", "cpu", "cpu_threads", "gpu", "git_commit",
-              "git_changes")
 EVAL_BATCH_SIZES = {"cpu": 16, "cuda": 128}
 HERE = Path(__file__).resolve().parents[1]
 
@@ -54,15 +57,6 @@ def keep_freed_memory():
     mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD, bytes
 
 
-def cpu_name():
-    """The CPU's model as the system names it; None where it does not."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or None
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
-
-
 def cpu_has_bf16():
     """Whether the CPU multiplies bfloat16 in hardware, by the flags the kernel lists."""
     try:
@@ -93,7 +87,8 @@ def say_needs(args, checkpoints, train, device, say):
     not counted. Disk: artefacts, states, the frozen teacher's outputs."""
     teacher, student = count_weights(checkpoints.teacher), count_weights(checkpoints.student, args.nlayers)
     memory = 4 * 5 * max(teacher, student)
-    disk = 4 * (teacher + (2 + args.undistilled + args.kd_200) * student + 2 * 4 * max(teacher, student)
+    students = 2 + args.undistilled + args.kd_200 + args.kd_quiz
+    disk = 4 * (teacher + students * student + 2 * 4 * max(teacher, student)
                 + len(train) * train.task.rows * args.nlayers * checkpoints.hidden_size)
     there = available_memory(device)
     for what, needed, found, where in (
@@ -122,9 +117,10 @@ def environment():
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
-        **{name: version(name) for name in PACKAGES},
+        **{name: version_of(name) for name in PACKAGES},
         "platform": platform.platform(),
         "cpu": cpu_name(),
+        "cores": os.cpu_count(),
         "cpu_threads": torch.get_num_threads(),
         "gpu": gpu,
         "git_commit": commit,
@@ -134,13 +130,28 @@ def environment():
     }
 
 
-def provenance():
-    """Of environment(), what a figure may hang on to its last digit: libraries, machine, code."""
-    return {name: value for name, value in environment().items() if name in PROVENANCE}
+def version_of(package):
+    """Its version; None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def cpu_name():
+    """The processor's name, as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
 
 
 def peak_memory_bytes():
-    """Largest memory of this process so far: on the GPU where there is one, else resident."""
+    """Largest memory of this process so far: on the GPU where there is one, else resident; None where the
+    system does not say."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated()
+    if resource is None:
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -18,13 +18,15 @@ import torch
 from bookkeeping.errors import InputError
 from bookkeeping.files import checksum, checksums, lock, publish, read_record, sync, write_record
 from bookkeeping.identity import identity_of
-from bookkeeping.machine import provenance
 from bookkeeping.signals import stop_if_asked
 from bookkeeping.states import Saver
 from models import FrozenEncoder
 
 # a table of frozen outputs up to this size lies on the GPU, a larger one in its file
 RESIDENT_BYTES = 2 << 30
+# of environment.json: where a phase was computed, which is no part of its identity
+OF_THE_PHASE = ("python", "torch", "transformers", "platform", "cpu", "cpu_threads", "gpu", "git_commit",
+                "git_changes")
 
 
 def split_file(split, ending):
@@ -37,8 +39,8 @@ class Phase:
     """A phase that is being opened: found finished, or to be computed and published.
 
     identity (sha256) is of depends_on, folder that of the artefact; splits: those that answers may be about;
-    best: {"epoch", "scores"}; seconds: what computing took; environment: where, and by what code (machine.
-    provenance).
+    best: {"epoch", "scores"}; seconds: what computing took; environment: where, and by what commit, it was
+    computed.
     """
     name: str
     identity: str
@@ -51,7 +53,7 @@ class Phase:
     reused: bool = False
     best: dict = field(default_factory=dict)
     seconds: float = 0.0
-    environment: dict | None = None
+    environment: dict = field(default_factory=dict)
 
     def read(self):
         """Take over what an artefact says of itself; InputError if it was altered."""
@@ -65,8 +67,8 @@ class Phase:
             if not (self.folder / file).is_file() or checksum(self.folder / file) != expected:
                 raise InputError(f"{self.folder / file}: not the bytes that were written (sha256); remove "
                                  f"{self.folder}")
-        self.best, self.seconds, self.finished, self.reused = record["best"], record["seconds"], True, True
-        self.environment = record.get("environment")  # older artefacts have none
+        self.best, self.seconds, self.environment = record["best"], record["seconds"], record["environment"]
+        self.finished = self.reused = True
         self.log.take((self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True))
 
     @contextmanager
@@ -83,7 +85,7 @@ class Phase:
         (part / "predictions").mkdir()
         for name, answers in best.answers.items():
             write_record(part / "predictions" / split_file(self.splits[name], ".json"), {"answers": answers})
-        self.best, self.environment = {"epoch": best.index, "scores": best.scores}, provenance()
+        self.best = {"epoch": best.index, "scores": best.scores}
         # of its own epochs, where phases take turns
         self.seconds = round(sum(json.loads(line)["seconds"] for line in self.log.lines), 2)
         write_record(part / "phase.json", {
@@ -102,10 +104,12 @@ class Phase:
 
 class PhaseStore:
     """The phases under --phase_dir. splits: {name: Split} of the main task; saver_of(folder, identity): a
-    Saver; say: for lines in the log. phases: {name: Phase}, those that were opened."""
+    Saver; say: for lines in the log; environment: where, and by what commit, this process computes. phases:
+    {name: Phase}, those that were opened."""
 
-    def __init__(self, folder, splits, saver_of, say):
+    def __init__(self, folder, splits, saver_of, say, environment):
         self.folder, self.splits, self.saver_of, self.say, self.phases = folder, splits, saver_of, say, {}
+        self.environment = {name: value for name, value in environment.items() if name in OF_THE_PHASE}
         folder.mkdir(exist_ok=True)
 
     @contextmanager
@@ -122,7 +126,8 @@ class PhaseStore:
         folder = self.folder / f"{name}-{identity[:16]}"
         with lock(self.folder / f".{folder.name}.lock", self.say):
             saver = self.saver_of(self.folder / f".{folder.name}.state", folder.name)
-            phase = self.phases[name] = Phase(name, identity, depends, folder, self.splits, log, saver)
+            phase = self.phases[name] = Phase(name, identity, depends, folder, self.splits, log, saver,
+                                                 environment=self.environment)
             log.show()
             if (folder / "phase.json").is_file():
                 phase.read()

@@ -88,7 +88,8 @@ class RunFolder:
         for left in self.path.glob("*.part*"):  # by a process that was ended while it wrote
             left.unlink()
         write_json(self.path / "args.json", settings)
-        write_json(self.path / "environment.json", environment())
+        self.environment = environment()
+        write_json(self.path / "environment.json", self.environment)
         write_json(self.path / "data.json", data)
         self.logger = open_logger(self.path / "log.txt")
         self.saver = self.new_saver(self.path / STATE_FOLDER, identity)
@@ -186,7 +187,8 @@ class RunFolder:
         run besides; phases: {name: Phase}. Returns exit code 0."""
         self.metrics.close()
         self.trajectories.close()
-        phases = {name: {"identity": phase.identity, "folder": os.path.relpath(phase.folder, self.path),
+        here = self.path.resolve()  # else the way from a link to a folder leads nowhere
+        phases = {name: {"identity": phase.identity, "folder": os.path.relpath(phase.folder.resolve(), here),
                          "best": phase.best, "reused": phase.reused, "environment": phase.environment}
                   for name, phase in phases.items()}
         result = {**facts, "rows": self.rows, "seconds": self.seconds,
@@ -246,6 +248,14 @@ def describe_inputs(inputs, drawn):
         if split.absent_labels():
             yield (f"warning: {split.task.name}/{split.name}: no example with label "
                    f"{', '.join(map(str, split.absent_labels()))}")
+    args = inputs.args
+    if args.select_on == "quiz":
+        yield ("warning: --select_on quiz: phases 3 and 4 train on quiz, so that their scores there favour "
+               "what they learnt by heart")
+    if args.curriculum == "policy" and len(inputs.data["quiz"]) <= args.val_dataloader_size:
+        yield (f"warning: --val_dataloader_size {args.val_dataloader_size}: quiz has "
+               f"{len(inputs.data['quiz'])} examples, one batch, so that an episode has one step, whose "
+               "advantage is always 0, and the policy learns nothing; lower it")
     for side, names in drawn.items():
         folder, sha256 = getattr(inputs.checkpoints, side), inputs.summary[f"{side}_model"]
         yield (f"--{side}_model {folder}, sha256 {sha256[:16]}"

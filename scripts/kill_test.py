@@ -1,7 +1,7 @@
 """Kill a run at random moments, give its command again until it is done, and compare what it left with an
 uninterrupted run.
 
-    python scripts/kill_test.py --kills 40 --work DIR --task CB --data_dir D --teacher_model M [flags of main_superglue.py ...]
+    python scripts/kill_test.py --kills 40 --work DIR --task CB --data_dir D --teacher_model M [flags ...]
 
 Each process is killed (SIGKILL) up to --longest seconds after it has begun to work, at a moment drawn from
 --kill_seed; every fifth up to twice that after its start, work or not. A run that is done before all kills

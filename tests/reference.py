@@ -74,8 +74,8 @@ def read(run, task, file):
 
 
 def divide(task, examples, split_seed):
-    """train and quiz, 9:1, in the file's order. Of each label, the tenth with the smallest hashes is quiz; and
-    one more of the labels with the largest remainders, so that quiz has round(n / 10) examples."""
+    """train and quiz, 9:1, in the file's order. Of each label, the tenth with the smallest hashes is quiz;
+    and one more of the labels with the largest remainders, so that quiz has round(n / 10) examples."""
     def rank(example):
         return hashlib.sha256(repr((split_seed, task, example.idx)).encode()).digest()
 

@@ -62,7 +62,7 @@ def test_kd_200_has_as_many_steps_and_looks_as_phase_4(protocol, command, monkey
     assert list(result["rows"]) == ["teacher", "kd", "meta_teacher", "kd_200", "mpdistil"]
     assert [line["epoch"] for line in metrics if line["phase"] == "kd_200"] == [1, 2, 3]
     episodes = read_lines(with_control / "trajectories.jsonl")
-    assert sizes == {8: sum(len(e["actions"]) for e in episodes)}
+    assert sizes == {2: sum(len(e["actions"]) for e in episodes)}
     assert updates["Distillation",
                    3] == (sum(len(e["actions"]) for e in episodes) if protocol == "paper" else 3)
     chosen = [

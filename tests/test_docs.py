@@ -87,10 +87,11 @@ def test_relative_links_lead_somewhere(page):
 
 @pytest.fixture(scope="module")
 def flags():
-    """Every flag of main_superglue.py, of the scripts and of the tests, and those that a worked change adds."""
-    declared = re.compile(r'(?:add_argument|addoption)\(\s*"(--\w+)"')
+    """Every flag of main_superglue.py, of the scripts, of the tests, and those that a worked change adds."""
+    declared = re.compile(r'(?:add_argument|addoption|flag)\(\s*"(--\w+)"')
     worked = (ROOT / "docs" / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    return {*build_parser()._option_string_actions, *re.findall(r'^\+ +flag\("(--\w+)"', worked, re.MULTILINE),
+    return {*build_parser()._option_string_actions,
+            *re.findall(r'^\+ +flag\("(--\w+)"', worked, re.MULTILINE),
             *(flag for path in CODE for flag in declared.findall(path.read_text(encoding="utf-8")))}
 
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from benchmark import RunningEncoder
 from bookkeeping.checkpoints import checksum_checkpoint
 from data_utils import RandomStreams, batches_by_length, load_task
-from meta_policy import Distillation, MetaTraining, Selection, distill_student, train_meta_teacher
+from meta_policy import Distillation, Evaluator, MetaTraining, distill_student, train_meta_teacher
 from models import (
     FrozenEncoder,
     Heads,
@@ -197,6 +197,7 @@ def test_training_on_kept_outputs_equals_running_the_teacher(kind, encoders, dat
         learning_rate=1e-3,
         weight_decay=0.01,
         max_grad_norm=1.0,
+        head_dropout=0.1,
         seed=1,
         select_on="dev",
         eval_batch_size=16,
@@ -224,8 +225,9 @@ def test_training_on_kept_outputs_equals_running_the_teacher(kind, encoders, dat
             outputs,
             data["train"],
             Distillation(**common, nlayers=3, temperature=5.0, alpha=0.5, beta=100.0),
-            Selection(
-                lambda split: predict(student, split, 16, "cpu"), {"dev": data["dev"]}, "dev", "main_metric"
+            Evaluator(
+                lambda split, student=student: predict(student, split, 16, "cpu"),
+                {"dev": data["dev"]}, "dev", "main_metric"
             ),
             RandomStreams(1, "kd", "own_generators"),
             log,
@@ -237,8 +239,9 @@ def test_training_on_kept_outputs_equals_running_the_teacher(kind, encoders, dat
             moving,
             data["quiz"],
             MetaTraining(**common, loss="com"),
-            Selection(
-                lambda split: predict_heads(heads, outputs, split), {"dev": data["dev"]}, "dev", "main_metric"
+            Evaluator(
+                lambda split, heads=heads, outputs=outputs: predict_heads(heads, outputs, split),
+                {"dev": data["dev"]}, "dev", "main_metric"
             ),
             RandomStreams(1, "meta_teacher", "own_generators"),
             log,

@@ -2,6 +2,7 @@
 tried again."""
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -324,6 +325,19 @@ def test_a_folder_with_other_arguments_is_not_taken_for_finished(there, tmp_path
         one_job(tmp_path).finished()
 
 
+def test_where_data_lie_is_no_argument(tmp_path, monkeypatch):
+    """The same place, spelled in another way; in another place only the run, which reads them, can say."""
+    monkeypatch.chdir(ROOT)
+    finish(one_job(tmp_path), data_dir="./sample_data/", teacher_model="./bert-base-uncased",
+           student_model=str(ROOT / "bert-base-uncased"))
+    assert one_job(tmp_path).finished()
+    finish(one_job(tmp_path), data_dir="a_copy")
+    assert not one_job(tmp_path).finished()
+    with pytest.raises(InputError, match="--seed"):
+        finish(one_job(tmp_path), data_dir="a_copy", seed=2)
+        one_job(tmp_path).finished()
+
+
 def test_the_curriculums_tasks_are_those_of_the_data(tmp_path):
     finish(one_job(tmp_path))
     assert one_job(tmp_path, "--tasks", "boolq", *TASK_NAMES[2:]).finished()
@@ -370,7 +384,7 @@ def real(encoders, data_dir, folder, *words):
              "--max_seq_length": 64, "--teacher_epochs": 1, "--epochs": 1, "--meta_epochs": 1,
              "--num_episodes": 8, "--val_dataloader_size": 4, "--output_dir": folder}
     flags = [str(word) for pair in flags.items() for word in pair]
-    return ["--rows", "kd", "kd_200", "uniform", *flags, *words]
+    return ["--rows", "kd", "kd_200", "kd_quiz", "uniform", *flags, *words]
 
 
 def test_an_interrupted_sweep_ends_with_the_same_table(encoders, data_dir, tmp_path, capsys, monkeypatch):
@@ -400,9 +414,12 @@ def test_an_interrupted_sweep_ends_with_the_same_table(encoders, data_dir, tmp_p
         lines = capsys.readouterr().out.splitlines()
         # without seconds, memory and what is mixed
         texts.append([line for line in lines if not line.startswith("- M")])
-    assert texts[0] == texts[1] and any(line.startswith("| Control: uniform") for line in texts[0])
+    assert texts[0] == texts[1]
+    for control in ("Control: uniform", "Control: distilled on train and quiz together"):
+        line = next(line for line in texts[0] if line.startswith(f"| {control}"))
+        assert re.search(r"\| \d+\.\d +\|", line)
     folders = [str(tmp_path / "whole" / "cb" / name)
-               for name in ("paper-col-shared-kd_200-seed42", metrics.parent.name)]
+               for name in ("paper-col-shared-kd_200-kd_quiz-seed42", metrics.parent.name)]
     assert sweep.main(real(encoders, data_dir, tmp_path / "new", "--estimate_from", *folders)) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and lines[0] == "# CB: about 0.0 h"

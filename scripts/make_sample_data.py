@@ -72,10 +72,11 @@ def cb(rng, label):
     person, other = rng.sample(PEOPLE, 2)
     deed, never = rng.choice(DEEDS)
     hypothesis = f"{other} {deed}"
-    premises = {"entailment": f"{person} knows that {other} {deed} {rng.choice(DAYS)}. Everybody saw it.",
-                "contradiction": f"{person} lied when saying that {other} {deed}."
-                                 " In truth it never happened.",
-                "neutral": f"{person} asks whether {other} {deed} or {never}. Nobody has an answer yet."}
+    premises = {
+        "entailment": f"{person} knows that {other} {deed} {rng.choice(DAYS)}. Everybody saw it.",
+        "contradiction": f"{person} lied when saying that {other} {deed}. In truth it never happened.",
+        "neutral": f"{person} asks whether {other} {deed} or {never}. Nobody has an answer yet.",
+    }
     return {"premise": premises[label], "hypothesis": hypothesis}
 
 

@@ -5,11 +5,10 @@
 
 Flags that are not listed below go to main_superglue.py as they are. Per task and seed a first run computes
 what the others share (teacher, distilled students, meta-teacher), then come the runs of phase 4. With --go,
-runs that are finished are skipped, those that were ended go on, those that failed are listed at the end with
-their logs and tried again when the same command is given. A folder that holds another run, or one that other
-code made, is an error. SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGHUP are passed on to the runs, which save and
-end; a second one ends them at once.
-"""
+runs that are finished are skipped, those that were ended go on, those that failed are listed at the end
+with their logs and tried again when the same command is given. A folder that holds another run, or one that
+other code made, is an error; data that changed in place are not noticed. SIGINT (Ctrl-C), SIGTERM, SIGUSR1
+and SIGHUP are passed on to the runs, which save and end; a second one ends them at once. """
 import os
 import shlex
 import signal

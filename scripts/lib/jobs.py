@@ -8,10 +8,10 @@ from pathlib import Path
 import lib
 from lib.rows import LOSSES, PHASES, ROWS
 
-from arguments import loss_name, parse_arguments, resolve_protocol
+from arguments import PATHS, loss_name, parse_arguments, resolve_protocol
 from bookkeeping.errors import InputError
-from bookkeeping.files import read_record
-from bookkeeping.finished import finished_result
+from bookkeeping.files import read_json, read_record
+from bookkeeping.finished import finished_result, same_place
 from data_utils import resolve_settings
 
 ENCODERS = ("--teacher_model", "--student_model")
@@ -46,14 +46,22 @@ class Job:
         """Whether the folder holds this run, finished: the run itself decides it in the same way.
         InputError where it holds something else."""
         if self.result is None:
-            # the data complete the settings, and may be missing as long as nothing was begun
-            begun = (self.folder / "args.json").is_file()
             try:
-                self.result = finished_result(self.folder, resolve_settings(self.args) if begun else None)
+                self.result = self.find_result()
             except InputError as error:
                 raise InputError(f"{error} (a sweep takes no --fresh: remove the folder, or give the sweep"
                                  " another --output_dir)") from None
         return self.result is not None
+
+    def find_result(self):
+        """The result of the run, if it is finished. Where its data or encoders lay elsewhere, it takes
+        reading them to know: that is left to the run, which then finds itself finished, or another one."""
+        if not (self.folder / "args.json").is_file():
+            return finished_result(self.folder, None)  # the data, which complete the settings, may be missing
+        settings = resolve_settings(self.args)
+        result = finished_result(self.folder, settings, by_content=True)
+        before = read_json(self.folder / "args.json", f"remove {self.folder}")
+        return result if all(same_place(before.get(name), settings[name]) for name in PATHS) else None
 
     def end(self):
         """Take note that the run has just ended well."""

@@ -17,7 +17,7 @@ from lib.tables import (
     wins_table,
 )
 
-from arguments import build_parser
+from arguments import parse_arguments
 from tasks import TASKS
 
 # flags that the page names anyway
@@ -108,7 +108,7 @@ def describe_task(found, task):
     of_task = [record for record in found.records if record["task"] == task]
     flags, data = of_task[0]["flags"], of_task[0]["data"]
     seeds = ", ".join(map(str, sorted({record["seed"] for record in of_task})))
-    usual = vars(build_parser().parse_args(["--task", task, "--data_dir", ""]))
+    usual = vars(parse_arguments(["--task", task, "--data_dir", ""]))
     others = [f"--{name} {value}" for name, value in flags.items()
               if name not in SAID and usual.get(name) != value]
     sizes = ", ".join(f"{name.split('/')[1]} {split['examples']}" for name, split in data.items()
@@ -144,11 +144,13 @@ def describe_machine(found):
 
     cpu = f" ({used('cpu')})" if any(environment.get("cpu") for environment in environments) else ""
     commits = sorted({(environment["git_commit"] or "unknown")[:10] for environment in environments})
-    memory = span(f"{record['peak_memory_bytes'] / 2 ** 30:.1f}" for record in found.records)
+    peaks = [record["peak_memory_bytes"] for record in found.records if record["peak_memory_bytes"]]
+    memory = f"{span(f'{peak / 2 ** 30:.1f}' for peak in peaks)} GiB" if peaks else "unknown"
+    hours = process_seconds(found.records) / 3600
     return (f"Machine: GPU {used('gpu')}, CPU threads a run {used('cpu_threads')}{cpu}, torch"
-            f" {used('torch')}, transformers {used('transformers')}, commit {', '.join(commits)}; peak"
-            f" memory of a run {memory} GiB; {len(found.records)} runs with"
-            f" {process_seconds(found.records) / 3600:.1f} process hours of training in all.")
+            f" {used('torch')}, transformers {used('transformers')}, commit {', '.join(commits)}; peak memory"
+            f" of a run {memory}; {len(found.records)} runs with {hours:.1f} process hours of training in"
+            " all.")
 
 
 # --- what may be said ---------------------------------------------------------------------------------------

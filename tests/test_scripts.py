@@ -16,9 +16,8 @@ def script(*words):
 
 
 def test_sample_data_is_what_the_script_writes(tmp_path):
-    assert (
-        script(sys.executable, "scripts/make_sample_data.py", "--output_dir", str(tmp_path)).returncode == 0
-    )
+    done = script(sys.executable, "scripts/make_sample_data.py", "--output_dir", str(tmp_path))
+    assert done.returncode == 0
     files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.jsonl"))
     assert len(files) == 18
     for path in files:
@@ -37,28 +36,18 @@ def test_sample_data_is_balanced_and_well_formed(name):
 def test_results_are_printed_as_markdown(command):
     code, folder = command("CB", num_episodes=3)
     done = script(sys.executable, "scripts/show_results.py", str(folder))
-    rows = [
-        line for line in done.stdout.splitlines() if line.startswith("| CB paper col binary policy seed 42")
-    ]
-    assert code == 0 and [row.split(" | ")[1] for row in rows] == [
-        "teacher",
-        "kd",
-        "meta_teacher",
-        "mpdistil",
-    ]
+    rows = [line for line in done.stdout.splitlines()
+            if line.startswith("| CB paper col binary policy seed 42")]
+    names = [row.split(" | ")[1] for row in rows]
+    assert code == 0 and names == ["teacher", "kd", "meta_teacher", "mpdistil"]
     reward = sum(line["reward"] for line in read_lines(folder / "metrics.jsonl") if line.get("episode") == 1)
     assert f"| 3 | {reward:.4f} |" in done.stdout  # a fifth of three episodes is the first one
     again = command("CB", num_episodes=3, seed=43, folder="again")[1]
     done = script(sys.executable, "scripts/show_results.py", str(folder), str(again))
-    counts = [
-        json.loads((path / "result.json").read_text())["rows"]["kd"]["dev"]["correct"]
-        for path in (folder, again)
-    ]
-    assert (
-        f"| kd | 2 | {counts[0]}, {counts[1]} | {sum(counts) / 2:.1f} |"
-        f" {abs(counts[0] - counts[1]) / 2 ** 0.5:.1f} |"
-        in done.stdout
-    )
+    results = [json.loads((path / "result.json").read_text()) for path in (folder, again)]
+    first, second = (result["rows"]["kd"]["dev"]["correct"] for result in results)
+    spread = abs(first - second) / 2 ** 0.5
+    assert f"| kd | 2 | {first}, {second} | {(first + second) / 2:.1f} | {spread:.1f} |" in done.stdout
     done = script(sys.executable, "scripts/show_results.py", str(folder.parent))
     assert done.returncode == 2 and "no result.json found" in done.stderr
 

@@ -21,20 +21,15 @@ PREDICTED = ("entailment", "entailment", "contradiction", "neutral")
 
 def write_lines(path, records):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        "".join((record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records)
-    )
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    path.write_text("".join(line + "\n" for line in lines))
     return path
 
 
 def labelled(folder, labels=GIVEN, name="CB/val.jsonl"):
-    return write_lines(
-        folder / name,
-        [
-            {"premise": "p", "hypothesis": "h", "idx": idx, **({} if label is None else {"label": label})}
-            for idx, label in enumerate(labels)
-        ],
-    )
+    records = [{"premise": "p", "hypothesis": "h", "idx": idx, "label": label} for idx, label in enumerate(labels)]
+    return write_lines(folder / name, [{key: value for key, value in record.items() if value is not None}
+                                       for record in records])
 
 
 def predicted(folder, labels=PREDICTED, name="CB.jsonl"):
@@ -71,30 +66,23 @@ def test_scores_by_hand(labels, figures, tmp_path, capsys):
 def test_order_of_lines_blank_lines_and_other_keys_change_nothing(tmp_path, capsys):
     path = predicted(tmp_path)
     before = score_lines(capsys, tmp_path, labelled(tmp_path))
-    write_lines(
-        path, ["", *({**json.loads(line), "logit": 1} for line in reversed(path.read_text().splitlines()))]
-    )
+    more = [{**json.loads(line), "logit": 1} for line in path.read_text().splitlines()]
+    write_lines(path, ["", *reversed(more)])
     assert score_lines(capsys, tmp_path, labelled(tmp_path)) == before
 
 
 def test_the_released_layout_and_text_idx(tmp_path, capsys):
     """Folder in another case; a word index outside of the text, which that layout's protocol never looks
     at."""
-    cb = write_lines(
-        tmp_path / "cb" / "dev.tsv", ["id\tp\th\tl", 'a-1\t"p\th\tneutral', "7\tp\th\tentailment"]
-    )
-    wsc = write_lines(
-        tmp_path / "WSC" / "dev.tsv", ["id\tt\ti\tj\ta\tb\tl", "0\tone two\t9\t1\tnone\ttwo\tTrue"]
-    )
-    write_lines(
-        tmp_path / "CB.jsonl", [{"idx": 7, "label": "entailment"}, {"idx": "a-1", "label": "entailment"}]
-    )
+    cb = write_lines(tmp_path / "cb" / "dev.tsv",
+                     ["id\tp\th\tl", 'a-1\t"p\th\tneutral', "7\tp\th\tentailment"])
+    wsc = write_lines(tmp_path / "WSC" / "dev.tsv",
+                      ["id\tt\ti\tj\ta\tb\tl", "0\tone two\t9\t1\tnone\ttwo\tTrue"])
+    write_lines(tmp_path / "CB.jsonl", [{"idx": idx, "label": "entailment"} for idx in (7, "a-1")])
     write_lines(tmp_path / "WSC.jsonl", [{"idx": 0, "label": "True"}])
     lines = score_lines(capsys, tmp_path, cb, wsc)
-    assert (
-        lines[2].startswith("| CB | 1/2 | 50.0 |")
-        and lines[3] == "| WSC | 1/1 | 100.0 | 2.5 to 100.0 |  | 100.0 |"
-    )
+    assert lines[2].startswith("| CB | 1/2 | 50.0 |")
+    assert lines[3] == "| WSC | 1/1 | 100.0 | 2.5 to 100.0 |  | 100.0 |"
 
 
 def test_files_without_labels_are_named(tmp_path, capsys):
@@ -105,35 +93,26 @@ def test_files_without_labels_are_named(tmp_path, capsys):
     assert len(lines) == 5 and lines[-1] == "not scored, no labels given: MultiRC.jsonl, RTE.jsonl"
 
 
-@pytest.mark.parametrize(
-    "line, expected",
-    [
-        ("{", ("CB.jsonl:2", "not JSON")),
-        ("[1]", ("CB.jsonl:2", "list found")),
-        ('{"idx": 1}', ("CB.jsonl:2", '["idx"]', '"label"')),
-        ('{"label": "neutral"}', ("CB.jsonl:2", '["label"]', '"idx"')),
-        ('{"idx": 1, "label": "neutral", "more": {"label": "entailment"}}', ("CB.jsonl:2", '"more"')),
-        ('{"idx": 1.0, "label": "neutral"}', ("CB.jsonl:2", "idx 1.0", "whole number or text")),
-        ('{"idx": true, "label": "neutral"}', ("CB.jsonl:2", "idx true")),
-        ('{"idx": 0, "label": "neutral"}', ("CB.jsonl:2", "idx 0 stands already", "CB.jsonl:1")),
-        (
-            '{"idx": 1, "label": "Neutral"}',
-            ("CB.jsonl:2", '"Neutral"', '"entailment", "contradiction", "neutral"'),
-        ),
-        ('{"idx": 1, "label": 2}', ("CB.jsonl:2", "label 2")),
-        ('{"idx": 9, "label": "neutral"}', ("1 missing (1)", "1 unexpected (9)", "val.jsonl")),
-        (
-            '{"idx": "1", "label": "neutral"}',
-            ("1 missing (1)", '1 unexpected ("1"), of which 1 differ only in type'),
-        ),
-    ],
-)
+@pytest.mark.parametrize("line, expected", [
+    ("{", ("CB.jsonl:2", "not JSON")),
+    ("[1]", ("CB.jsonl:2", "list found")),
+    ('{"idx": 1}', ("CB.jsonl:2", '["idx"]', '"label"')),
+    ('{"label": "neutral"}', ("CB.jsonl:2", '["label"]', '"idx"')),
+    ('{"idx": 1, "label": "neutral", "more": {"label": "entailment"}}', ("CB.jsonl:2", '"more"')),
+    ('{"idx": 1.0, "label": "neutral"}', ("CB.jsonl:2", "idx 1.0", "whole number or text")),
+    ('{"idx": true, "label": "neutral"}', ("CB.jsonl:2", "idx true")),
+    ('{"idx": 0, "label": "neutral"}', ("CB.jsonl:2", "idx 0 stands already", "CB.jsonl:1")),
+    ('{"idx": 1, "label": "Neutral"}',
+     ("CB.jsonl:2", '"Neutral"', '"entailment", "contradiction", "neutral"')),
+    ('{"idx": 1, "label": 2}', ("CB.jsonl:2", "label 2")),
+    ('{"idx": 9, "label": "neutral"}', ("1 missing (1)", "1 unexpected (9)", "val.jsonl")),
+    ('{"idx": "1", "label": "neutral"}',
+     ("1 missing (1)", '1 unexpected ("1"), of which 1 differ only in type'))])
 def test_bad_predictions_are_refused(line, expected, tmp_path, capsys):
     lines = predicted(tmp_path).read_text().splitlines()
     write_lines(tmp_path / "CB.jsonl", [lines[0], line, *lines[2:]])
-    refused(
-        capsys, score.main(["--predictions", str(tmp_path), "--labels", str(labelled(tmp_path))]), *expected
-    )
+    refused(capsys, score.main(["--predictions", str(tmp_path), "--labels", str(labelled(tmp_path))]),
+            *expected)
 
 
 def test_idx_of_another_split_are_counted(tmp_path, capsys):
@@ -148,15 +127,11 @@ def test_idx_of_another_split_are_counted(tmp_path, capsys):
     ((*GIVEN[:3], "maybe"), "CB/val.jsonl", ("CB/val.jsonl:4", "'maybe'")),
     (GIVEN, "MNLI/val.jsonl", ("--labels", "MNLI/val.jsonl", "'MNLI'", "BoolQ, CB")),
     (GIVEN, "CB/val.json", ("--labels", ".json found", ".jsonl or .tsv")),
-    (GIVEN, "RTE/val.jsonl", ("label 'contradiction'", "RTE/val.jsonl:2")),
-])
+    (GIVEN, "RTE/val.jsonl", ("label 'contradiction'", "RTE/val.jsonl:2"))])
 def test_bad_labels_are_refused(labels, name, expected, tmp_path, capsys):
     predicted(tmp_path)
-    refused(
-        capsys,
-        score.main(["--predictions", str(tmp_path), "--labels", str(labelled(tmp_path, labels, name))]),
-        *expected,
-    )
+    file = labelled(tmp_path, labels, name)
+    refused(capsys, score.main(["--predictions", str(tmp_path), "--labels", str(file)]), *expected)
 
 
 def test_missing_and_double_files_are_refused(tmp_path, capsys):
@@ -166,12 +141,8 @@ def test_missing_and_double_files_are_refused(tmp_path, capsys):
     refused(capsys, score.main([*flags, str(tmp_path / "RTE" / "val.jsonl")]), "RTE/val.jsonl: no such file")
     rte = labelled(tmp_path, ("entailment",) * 4, "RTE/val.jsonl")
     refused(capsys, score.main([*flags, str(rte)]), "p/RTE.jsonl: no such file", rte, "CB.jsonl")
-    refused(
-        capsys,
-        score.main(["--predictions", str(tmp_path / "none"), "--labels", str(cb)]),
-        "--predictions",
-        "none: no such folder",
-    )
+    refused(capsys, score.main(["--predictions", str(tmp_path / "none"), "--labels", str(cb)]),
+            "--predictions", "none: no such folder")
 
 
 def test_a_runs_own_counts_from_any_folder(command, data_dir, tmp_path, capsys, monkeypatch):
@@ -183,23 +154,15 @@ def test_a_runs_own_counts_from_any_folder(command, data_dir, tmp_path, capsys, 
         dev, predictions = figures["dev"], folder / "predictions" / row / "dev"
         line = score_lines(capsys, predictions, data_dir / "CB" / "val.jsonl")[2]
         cells = line.split(" | ")
-        assert cells[1:3] + cells[4:5] == [
-            f"{dev['correct']}/{dev['total']}",
-            f"{100 * dev['accuracy']:.1f}",
-            f"{100 * dev['f1']:.1f}",
-        ]
+        assert [cells[1], cells[2], cells[4]] == [
+            f"{dev['correct']}/{dev['total']}", f"{100 * dev['accuracy']:.1f}", f"{100 * dev['f1']:.1f}"]
     monkeypatch.chdir(data_dir / "CB")
     monkeypatch.setattr(sys, "argv", ["score.py", "--predictions", str(predictions), "--labels", "val.jsonl"])
     with pytest.raises(SystemExit, match="^0$"):
         runpy.run_path(str(ROOT / "scripts" / "score.py"), run_name="__main__")
     assert capsys.readouterr().out.splitlines()[2] == line
-    refused(
-        capsys,
-        make_submission.main([str(folder), "--output", str(tmp_path / "s.zip")]),
-        "test/CB.jsonl: 8 predictions",
-        "expected 250",
-        "CB/test.jsonl",
-    )
+    refused(capsys, make_submission.main([str(folder), "--output", str(tmp_path / "s.zip")]),
+            "test/CB.jsonl: 8 predictions", "expected 250", "CB/test.jsonl")
 
 
 # --- make_submission.py -------------------------------------------------------------------------------------
@@ -210,19 +173,9 @@ def make_run(folder, name="CB", row="mpdistil", count=None, **result):
     task, count = TASKS[name], count or TASKS[name].official[2]
     path = folder / "predictions" / row / "test" / f"{name}.jsonl"
     write_predictions(path, task, range(count), [idx % len(task.answers) for idx in range(count)])
-    write_record(
-        folder / "result.json",
-        {
-            "task": name,
-            "protocol": "paper",
-            "set": [],
-            "seed": 42,
-            "curriculum": "policy",
-            "rows": {"kd": {}, row: {}},
-            "stopped_after": None,
-            **result,
-        },
-    )
+    write_record(folder / "result.json", {
+        "task": name, "protocol": "paper", "set": [], "seed": 42, "curriculum": "policy",
+        "rows": {"kd": {}, row: {}}, "stopped_after": None, **result})
     return path
 
 
@@ -236,22 +189,13 @@ def test_a_submission_of_all_six_tasks(tmp_path, capsys):
         make_run(folder, name)
     assert submit(tmp_path, *runs.values()) == 0
     *lines, content, missing = capsys.readouterr().out.splitlines()
-    assert (
-        lines[1] == f"CB: {runs['CB']}, row mpdistil, seed 42, protocol paper, 250 predictions"
-        and len(lines) == 6
-    )
+    assert lines[1] == f"CB: {runs['CB']}, row mpdistil, seed 42, protocol paper, 250 predictions"
+    assert len(lines) == 6
     assert content.endswith("out.zip: BoolQ.jsonl, CB.jsonl, COPA.jsonl, RTE.jsonl, WSC.jsonl, WiC.jsonl")
-    assert "no run given" not in missing and all(
-        name in missing for name in ("MultiRC", "ReCoRD", "AX-b", "AX-g")
-    )
-    first = {
-        "BoolQ": '"false"',
-        "CB": '"entailment"',
-        "COPA": "0",
-        "RTE": '"entailment"',
-        "WiC": '"false"',
-        "WSC": '"False"',
-    }
+    assert "no run given" not in missing
+    assert all(name in missing for name in ("MultiRC", "ReCoRD", "AX-b", "AX-g"))
+    first = {"BoolQ": '"false"', "CB": '"entailment"', "COPA": "0", "RTE": '"entailment"', "WiC": '"false"',
+             "WSC": '"False"'}
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         assert archive.namelist() == sorted(f"{name}.jsonl" for name in TASK_NAMES)
         for entry in archive.infolist():
@@ -267,17 +211,12 @@ def test_the_same_bytes_whatever_the_order_and_the_process(tmp_path, capsys):
     make_run(tmp_path / "wsc", "WSC", row="no_curriculum", curriculum="main_task", set=["dropout=training"])
     assert submit(tmp_path, tmp_path / "cb", tmp_path / "wsc") == 0
     out, before = capsys.readouterr().out, (tmp_path / "out.zip").read_bytes()
-    assert (
-        "row no_curriculum, seed 42, protocol paper dropout=training, 146" in out
-        and "BoolQ, COPA, RTE, WiC (no run given)" in out
-    )
+    assert "row no_curriculum, seed 42, protocol paper dropout=training, 146" in out
+    assert "BoolQ, COPA, RTE, WiC (no run given)" in out
     write_lines(path, reversed(path.read_text().splitlines()))
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "make_submission.py"), "wsc", "cb", "--output", "out.zip"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, str(ROOT / "scripts" / "make_submission.py")]
+    done = subprocess.run([*command, "wsc", "cb", "--output", "out.zip"], cwd=tmp_path, capture_output=True,
+                          text=True)
     assert done.returncode == 0 and (tmp_path / "out.zip").read_bytes() == before, done.stderr
 
 
@@ -285,48 +224,27 @@ def test_the_row_that_is_asked_for(tmp_path, capsys):
     make_run(tmp_path / "run")
     kd = tmp_path / "run" / "predictions" / "kd" / "test" / "CB.jsonl"
     write_predictions(kd, TASKS["CB"], range(250), [2] * 250)
-    assert (
-        submit(tmp_path, tmp_path / "run", flags=("--row", "kd")) == 0 and "row kd" in capsys.readouterr().out
-    )
+    assert submit(tmp_path, tmp_path / "run", flags=("--row", "kd")) == 0
+    assert "row kd" in capsys.readouterr().out
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
         assert archive.read("CB.jsonl").decode() == kd.read_text()
-    refused(
-        capsys,
-        submit(tmp_path, tmp_path / "run", flags=("--row", "teacher")),
-        "--row teacher",
-        "expected one of kd, mpdistil",
-    )
+    refused(capsys, submit(tmp_path, tmp_path / "run", flags=("--row", "teacher")), "--row teacher",
+            "expected one of kd, mpdistil")
     make_run(tmp_path / "short", row="kd", stopped_after="kd")
-    refused(
-        capsys,
-        submit(tmp_path, tmp_path / "short"),
-        "no row mpdistil",
-        "stopped after kd",
-        "--row with one of kd",
-    )
+    refused(capsys, submit(tmp_path, tmp_path / "short"), "no row mpdistil", "stopped after kd",
+            "--row with one of kd")
 
 
-@pytest.mark.parametrize(
-    "change, expected",
-    [
-        (lambda lines: lines[:-1], ("249 predictions found", "expected 250")),
-        (lambda lines: [*lines, '{"idx": 250, "label": "neutral"}'], ("251 predictions found",)),
-        (lambda lines: [*lines[:-1], lines[0]], ("CB.jsonl:250", "idx 0 stands already", "CB.jsonl:1")),
-        (
-            lambda lines: [*lines[:-1], '{"idx": 250, "label": "neutral"}'],
-            ("1 missing (249), 1 unexpected (250)", "official"),
-        ),
-        (
-            lambda lines: [line.replace('"idx": 7,', '"idx": "7",') for line in lines],
-            ("1 differ only in type",),
-        ),
-        (
-            lambda lines: [*lines[:-1], '{"idx": 249, "label": "true"}'],
-            ("CB.jsonl:250", 'label "true"', '"neutral"'),
-        ),
-        (lambda lines: [], ("0 predictions found",)),
-    ],
-)
+@pytest.mark.parametrize("change, expected", [
+    (lambda lines: lines[:-1], ("249 predictions found", "expected 250")),
+    (lambda lines: [*lines, '{"idx": 250, "label": "neutral"}'], ("251 predictions found",)),
+    (lambda lines: [*lines[:-1], lines[0]], ("CB.jsonl:250", "idx 0 stands already", "CB.jsonl:1")),
+    (lambda lines: [*lines[:-1], '{"idx": 250, "label": "neutral"}'],
+     ("1 missing (249), 1 unexpected (250)", "official")),
+    (lambda lines: [line.replace('"idx": 7,', '"idx": "7",') for line in lines], ("1 differ only in type",)),
+    (lambda lines: [*lines[:-1], '{"idx": 249, "label": "true"}'],
+     ("CB.jsonl:250", 'label "true"', '"neutral"')),
+    (lambda lines: [], ("0 predictions found",))])
 def test_wrong_rows_idx_and_labels_are_refused(change, expected, tmp_path, capsys):
     path = make_run(tmp_path / "run")
     write_lines(path, change(path.read_text().splitlines()))
@@ -346,10 +264,6 @@ def test_runs_that_make_no_submission_are_refused(tmp_path, capsys):
     (runs[1] / "result.json").unlink()
     refused(capsys, submit(tmp_path, runs[1]), "two: no result.json", "finished run")
     make_run(runs[1])
-    refused(
-        capsys,
-        make_submission.main([str(runs[1]), "--output", str(tmp_path / "none" / "x.zip")]),
-        "--output",
-        "none/x.zip",
-    )
+    refused(capsys, make_submission.main([str(runs[1]), "--output", str(tmp_path / "none" / "x.zip")]),
+            "--output", "none/x.zip")
     refused(capsys, make_submission.main([str(runs[1]), "--output", str(tmp_path / "x")]), "--output", ".zip")

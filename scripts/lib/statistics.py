@@ -46,17 +46,19 @@ def mean_interval(values, level=0.95, least=-1.0):
 def permutation_p(first, second):
     """Two-sided p of no difference between two rows, for these seeds: both are swapped, an example in all
     seeds at once, since one example's answers hang together. Of one seed it is McNemar's test. Exact: the
-    chances of all sums of signed differences are counted, example by example."""
+    chance of every sum of signed differences is counted, examples that differ by as much at a time."""
+    from scipy.stats import binom
     sums = np.asarray(first, dtype=float).sum(0) - np.asarray(second, dtype=float).sum(0)
     sums = np.rint(12 * sums).astype(int)  # whole numbers, for means over up to four rows too
     if not sums.any():
         return 1.0
     sums = sums[sums != 0] // np.gcd.reduce(sums)
-    ends = int(np.abs(sums).sum())
-    chances = np.zeros(2 * ends + 1)  # of the sums from -ends to ends
-    chances[ends] = 1
-    for step in np.abs(sums):
-        chances = (np.roll(chances, step) + np.roll(chances, -step)) / 2  # rolls nothing over an end
+    chances = np.ones(1)  # of the sums from -ends to ends
+    for step, count in zip(*np.unique(np.abs(sums), return_counts=True)):
+        signed = np.zeros(2 * step * count + 1)
+        signed[::2 * step] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, signed)
+    ends = len(chances) // 2
     return min(1.0, float(chances[np.abs(np.arange(-ends, ends + 1)) >= abs(sums.sum())].sum()))
 
 

@@ -43,7 +43,6 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import lib
-
 from arguments import parse_arguments, resolve_protocol
 from bookkeeping.errors import InputError, TrainingError
 from bookkeeping.files import write_json
@@ -167,7 +166,7 @@ class Stopwatch:
         self.device, self.teacher = device, teacher
         self.parts = {unwrap(function).__code__: name for function, name in (
             (Encoder.forward, "encoder"), (Heads.forward, "heads"), (Split.batch, "data"),
-            (FrozenEncoder.outputs, "kept outputs"), (RunningEncoder.outputs, "kept outputs"),
+            (FrozenEncoder.outputs, "kept outputs"),
             (torch.Tensor.backward, "backward"), (torch.nn.utils.clip_grad_norm_, "clipping"),
             (torch.optim.AdamW.step, "optimizer"))}
 
@@ -625,6 +624,8 @@ def main():
         phases = {phase: measure(processes, beside if phase == "mpdistil" else [], phase, own)
                   for phase in PHASES}
         usage = {side: process.ask(None) for side, process in processes.items()}
+        for process in beside:
+            process.ask(None)
     startup_s, peak = import_seconds() + processes["ours"].setup_s, peak_flops(args.precision)
     for entry in phases.values():
         reached = entry["flops_per_step"] / entry["step_s"]["ours"]["median"]

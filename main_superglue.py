@@ -351,9 +351,7 @@ def open_experiment(inputs, again=False):
     """The Experiment of these inputs. From here on the run writes. again: it was finished, and --fresh asks
     for it anew."""
     args = inputs.args
-    drawn, probe = inputs.checkpoints.probe(args.nlayers, args.max_seq_length,
-                                            cls_segment=inputs.protocol.cls_segment,
-                                            padding=inputs.protocol.padding)
+    drawn, probe = inputs.checkpoints.probe(args, inputs.protocol)
     if again:
         for path in (args.phase_dir, args.output_dir / STATE_FOLDER):
             shutil.rmtree(path, ignore_errors=True)
@@ -381,7 +379,7 @@ class Experiment:
     inputs: Inputs
     log: RunFolder
     store: PhaseStore
-    probe: dict
+    probe: dict = field(default_factory=dict)
     alternated: Alternation | None = None
     code: dict = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from bookkeeping.errors import InputError
+from bookkeeping.errors import InputError, one_line
 from bookkeeping.probe import pooled_output, probe_encoder, read_example, same_layers
 from models import Encoder, cut_config, has_pooler, load_body, load_pooler
 
@@ -114,22 +114,14 @@ def checksum_checkpoint(folder):
     return digest.hexdigest()
 
 
-def one_line(error):
-    """What another library said, short and in one line."""
-    if "ignore_mismatched_sizes" in str(error):  # advice that would hide what is wrong
-        return "weights of other sizes than its configuration gives"
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-
-
 def load_config(folder, flag):
     """The encoder's configuration; InputError if it is none that transformers knows without remote code."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         numbers = [getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size", "vocab_size")]
     except Exception as error:  # each family checks its numbers in its own way
-        raise InputError(
-            f"{flag} {folder}: not a model that transformers can load ({one_line(error)})"
-        ) from None
+        raise InputError(f"{flag} {folder}: not a model that transformers can load ({one_line(error)}); "
+                         "expected the config.json of a Hugging Face encoder") from None
     if getattr(config, "is_encoder_decoder", False) or not all(isinstance(value, int) for value in numbers):
         raise InputError(f"{flag} {folder}: model type {config.model_type!r} found, expected an encoder of "
                          "text with hidden layers")
@@ -174,12 +166,12 @@ def why_no_tokenizer(folder, error):
     missing = [package for package, module in (("sentencepiece", "sentencepiece"),
                                                ("protobuf", "google.protobuf")) if not is_installed(module)]
     if missing and "tokenizer.json" not in files and any(name.endswith(".model") for name in files):
-        return (f"{found}, which is read with the packages sentencepiece and protobuf, and "
-                f"{' and '.join(missing)} not installed; pip install sentencepiece protobuf, or bring a "
-                "tokenizer.json, as the tokenizer's save_pretrained writes it where they are installed")
+        return (f"{found}, which is read with the packages sentencepiece and protobuf; not installed: "
+                f"{', '.join(missing)}; pip install sentencepiece protobuf, or bring a tokenizer.json, as "
+                "the tokenizer's save_pretrained writes it where they are installed")
     if "tiktoken" in str(error):  # to install it, as transformers advises, would not help
         return f"{found}, which its kind of tokenizer cannot read; bring them whole, or a tokenizer.json"
-    return one_line(error)
+    return f"{one_line(error)}; expected its files whole, as they came with the encoder"
 
 
 @dataclass(frozen=True)
@@ -194,13 +186,14 @@ class Checkpoints:
     example: str
     hidden_size: int
 
-    def probe(self, nlayers, max_seq_length, **encoding):
+    def probe(self, args, protocol):
         """({"teacher", "student": names of weights that the checkpoint lacks and that are drawn at random},
-        what probe_encoder found: for result.json). InputError if an encoder cannot be used. encoding:
-        cls_segment and padding. A student's checkpoint that is the teacher's is not read again as a whole.
-        The global random generator stays as it was."""
-        same = self.student_sha256 == self.teacher_sha256
-        given = self.tokenizer, max_seq_length, encoding
+        what probe_encoder found, for result.json). InputError if an encoder cannot be used. A student's
+        checkpoint that is the teacher's is not read again as a whole. The global random generator stays as it
+        was."""
+        same, nlayers = self.student_sha256 == self.teacher_sha256, args.nlayers
+        encoding = {"cls_segment": protocol.cls_segment, "padding": protocol.padding}
+        given = self.tokenizer, args.max_seq_length, encoding
         with torch.random.fork_rng(devices=[]):
             missing, teacher, states = probe_checkpoint(self.teacher, "--teacher_model", *given)
             drawn, student = missing, teacher
@@ -209,7 +202,7 @@ class Checkpoints:
             if nlayers < student["layers"]:
                 _, student, _ = probe_checkpoint(self.student, "--student_model", *given, nlayers, states)
         return {"teacher": missing, "student": drawn}, {
-            "teacher": teacher, "student": student, "example": self.example, "tokens": max_seq_length}
+            "teacher": teacher, "student": student, "example": self.example, "tokens": args.max_seq_length}
 
 
 def open_checkpoints(args):

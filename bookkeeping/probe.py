@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from bookkeeping.errors import InputError
+from bookkeeping.errors import InputError, one_line
 from data_utils import Example, encode_split
 from models import has_pooler, own_dense
 from tasks import TASKS
@@ -34,9 +34,9 @@ def read_example(tokenizer, where):
         encoded = tokenizer(*EXAMPLE, return_special_tokens_mask=True)
         ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
         tokens = [str(token) for token in tokenizer.convert_ids_to_tokens(ids)]
-    except Exception as error:  # one that wants more than two texts
-        raise InputError(f"{where}: its tokenizer cannot read two texts ({type(error).__name__}: "
-                         f"{' '.join(str(error).split())[:160]}); choose another encoder") from None
+    except Exception as error:  # without its vocabulary, or one that wants more than two texts
+        raise InputError(f"{where}: its tokenizer cannot read two texts ({one_line(error)}); a file of it "
+                         "may be missing or damaged") from None
     first = {tokenizer.cls_token_id, tokenizer.bos_token_id} - {None}
     separators = {tokenizer.sep_token_id, tokenizer.eos_token_id} - {None}
     special = [bool(flag) and number != tokenizer.unk_token_id for flag, number in zip(mask, ids)]
@@ -71,7 +71,7 @@ def known_limit(tokenizer, config):
 @dataclass(frozen=True)
 class Probe:
     """An encoder under probe. where: flag and folder, as errors name them; layers: how many it should have;
-    split: two rows, EXAMPLE and a text of --max_seq_length tokens, as the run encodes and pads them."""
+    split: two rows, EXAMPLE and one as long as the run may have them, encoded and padded as the run does."""
     encoder: nn.Module
     where: str
     layers: int
@@ -97,8 +97,8 @@ class Probe:
         try:
             return self.attempt(batch)
         except Exception as error:  # an index, a shape, a missing input: each family has its own
-            self.refuse(f"a pass through {type(self.encoder.body).__name__} fails ({type(error).__name__}: "
-                        f"{' '.join(str(error).split())[:160]}); choose another encoder")
+            self.refuse(f"a pass through {type(self.encoder.body).__name__} fails ({one_line(error)}); "
+                        "choose another encoder")
 
     def runs(self, batch):
         try:
@@ -113,9 +113,10 @@ def probe_encoder(encoder, tokenizer, max_seq_length, where, layers, encoding):
     be used. encoding: cls_segment and padding, as the run encodes. segments: whether the tokenizer tells both
     texts apart, None where the encoder does not."""
     encoder.eval()
-    probe = Probe(encoder, where, layers, tokenizer, probe_split(tokenizer, max_seq_length, encoding))
+    longest = min(max_seq_length, known_limit(tokenizer, encoder.body.config) or max_seq_length)
+    probe = Probe(encoder, where, layers, tokenizer, probe_split(tokenizer, longest, encoding))
     both, short, long = (probe.split.batch(rows) for rows in ([0, 1], [0], [1]))
-    pooled, states = layer_states(probe, both, *first_pass(probe, both, max_seq_length))
+    pooled, states = layer_states(probe, both, *first_pass(probe, both, longest, max_seq_length))
     pools_with_its_own(probe, short)
     pooled_short = answers_alike(probe, both, short, pooled, states)
     sees_last_token(probe, short, pooled_short)
@@ -125,11 +126,11 @@ def probe_encoder(encoder, tokenizer, max_seq_length, where, layers, encoding):
     return {"model": type(encoder.body).__name__, "layers": layers, "segments": segments}, states
 
 
-def probe_split(tokenizer, max_seq_length, encoding):
-    """The Split of Probe."""
-    pairs = EXAMPLE, tuple(" ".join([text] * max_seq_length) for text in EXAMPLE)
+def probe_split(tokenizer, length, encoding):
+    """The Split of Probe, whose second row has `length` tokens."""
+    pairs = EXAMPLE, tuple(" ".join([text] * length) for text in EXAMPLE)
     examples = [Example(number, [pair], 0, "probe", Counter()) for number, pair in enumerate(pairs)]
-    return encode_split(TASKS["RTE"], "probe", examples, tokenizer, max_seq_length, **encoding)
+    return encode_split(TASKS["RTE"], "probe", examples, tokenizer, length, **encoding)
 
 
 def first_tokens(batch, length):
@@ -138,13 +139,11 @@ def first_tokens(batch, length):
                              for name, values in vars(batch).items() if name != "labels"})
 
 
-def first_pass(probe, both, max_seq_length):
-    """What rows of --max_seq_length tokens give; where they do not run, the error names the longest that
-    do."""
-    limit = known_limit(probe.tokenizer, probe.encoder.body.config)
-    longest = min(max_seq_length, limit or max_seq_length)
+def first_pass(probe, both, longest, max_seq_length):
+    """What rows of --max_seq_length tokens give. Where they do not run, or `longest`, the length of the rows,
+    is less, the error names the longest that run."""
     try:
-        found = probe.run(first_tokens(both, longest))
+        found = probe.run(both)
     except InputError:
         low, high = 0, longest  # low runs (0: none found yet), high does not
         while high - low > 1:
@@ -167,7 +166,8 @@ def layer_states(probe, both, pooled, states):
     if len(found) != probe.layers + 1 or not all(fit):
         shapes = " and ".join(map(str, dict.fromkeys(found)))
         probe.refuse(f"{len(found)} hidden states of shape {shapes} found, expected {probe.layers + 1} of "
-                     f"{wanted}: the embeddings and each of {probe.layers} layers, every token a state")
+                     f"{wanted}, of the embeddings and each of {probe.layers} layers: the method matches "
+                     "layer with layer; choose another encoder")
     states = real_tokens(both, states)
     if not all(torch.isfinite(values).all() for values in (pooled, *states)):
         probe.refuse("what it computes is not finite (NaN or infinity); its weights are damaged")

@@ -218,13 +218,13 @@ def test_segments_that_are_not_given_are_said(run, tmp_path, capsys):
     assert "warning: the tokenizer gives no segments" in capsys.readouterr().out
 
 
-def test_the_probe_leaves_the_random_generator_alone(tmp_path, data):
+def test_the_probe_leaves_the_random_generator_alone(tmp_path):
     folder = make_family("DistilBERT", tmp_path / "encoder")
-    checkpoints = open_checkpoints(Namespace(teacher_model=folder, student_model=folder, nlayers=2,
-                                             max_seq_length=LENGTH))
+    args = Namespace(teacher_model=folder, student_model=folder, nlayers=2, max_seq_length=LENGTH)
+    checkpoints = open_checkpoints(args)
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    checkpoints.probe(2, LENGTH, padding="longest", cls_segment="tokenizer")
+    checkpoints.probe(args, Namespace(padding="longest", cls_segment="tokenizer"))
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -31,6 +31,7 @@ from bookkeeping.finished import finished_result
 from bookkeeping.identity import describe_code, identity_of
 from bookkeeping.machine import EVAL_BATCH_SIZES, keep_freed_memory, resolve_device, say_needs
 from bookkeeping.phases import Phase, PhaseStore, StoredOutputs
+from bookkeeping.probe import describe_probe
 from bookkeeping.run_folder import STATE_FOLDER, RunFolder, describe_inputs, say_result
 from bookkeeping.signals import stopping_on_signals
 from bookkeeping.tracker import open_tracker
@@ -350,7 +351,7 @@ def open_experiment(inputs, again=False):
     """The Experiment of these inputs. From here on the run writes. again: it was finished, and --fresh asks
     for it anew."""
     args = inputs.args
-    drawn = inputs.checkpoints.check_weights(args.nlayers)
+    drawn, probe = inputs.checkpoints.probe(args, inputs.protocol)
     if again:
         for path in (args.phase_dir, args.output_dir / STATE_FOLDER):
             shutil.rmtree(path, ignore_errors=True)
@@ -363,20 +364,22 @@ def open_experiment(inputs, again=False):
                "fresh": args.fresh}
     log = RunFolder(args.output_dir, inputs.settings, inputs.summary, identity_of(depends, four_phases)[0],
                     args.save_seconds, open_tracker(args.report_to, args.output_dir, inputs.settings))
-    for line in describe_inputs(inputs, drawn):
+    for line in (*describe_inputs(inputs, drawn), *describe_probe(probe)):
         log.say(line)
     store = PhaseStore(args.phase_dir, inputs.data, log.new_saver, log.say, log.environment)
     say_needs(args, inputs.checkpoints, inputs.data["train"], inputs.device, log.say)
-    return Experiment(inputs, log, store)
+    return Experiment(inputs, log, store, probe)
 
 
 @dataclass
 class Experiment:
     """The checked inputs, the run's folder, the store of finished phases, and what the phases share.
-    alternated: where phases 2 and 3 take turns, what they made; code: {phase: what its result hangs on}."""
+    probe: what was tried on the encoders, and found; alternated: where phases 2 and 3 take turns, what they
+    made; code: {phase: what its result hangs on}."""
     inputs: Inputs
     log: RunFolder
     store: PhaseStore
+    probe: dict = field(default_factory=dict)
     alternated: Alternation | None = None
     code: dict = field(default_factory=dict)
 
@@ -510,7 +513,8 @@ class Experiment:
                  "teacher_model": args.teacher_model, "student_model": args.student_model,
                  "nlayers": args.nlayers, "select_on": args.select_on,
                  "dev_labels": count_labels(dev) if dev.labelled else None,
-                 "data": inputs.summary, "stopped_after": args.stop_after, "code": self.code}
+                 "data": inputs.summary, "probe": self.probe, "stopped_after": args.stop_after,
+                 "code": self.code}
         return self.log.finish(facts, self.store.phases)
 
 

@@ -34,38 +34,48 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(states[:, 0]))
 
 
+def own_dense(body):
+    """The nn.Linear(hidden, hidden) of a body's own pooler: `pooler.dense` (BERT), `pooler` itself (ALBERT,
+    BigBird). None where it has no pooler, or one without such a layer (MobileBERT's may only pass on)."""
+    size, pooler = body.config.hidden_size, getattr(body, "pooler", None) or nn.Identity()
+    found = [layer for layer in pooler.modules()
+             if isinstance(layer, nn.Linear) and layer.weight.shape == (size, size)]
+    return found[-1] if found else None
+
+
 class Encoder(nn.Module):
-    """A pre-trained encoder and its pooler. With bf16 its arithmetic is bfloat16, its weights and outputs
-    float32."""
+    """A pre-trained encoder and its pooler: the body's own, whatever its form, else ours. With bf16 its
+    arithmetic is bfloat16, its weights and outputs float32."""
 
     def __init__(self, body, bf16=False):
         super().__init__()
         self.body, self.bf16 = body, bf16
-        own = getattr(getattr(body, "pooler", None), "dense", None)
-        self.pooler = None if isinstance(own, nn.Linear) else Pooler(body.config.hidden_size)
+        self.pooler = Pooler(body.config.hidden_size) if own_dense(body) is None else None
         takes = inspect.signature(body.forward).parameters
-        self.takes_types = "token_type_ids" in takes and getattr(body.config, "type_vocab_size", 0) > 1
+        self.takes_types = "token_type_ids" in takes and (getattr(body.config, "type_vocab_size", 0) or 0) > 1
+        self.takes_global = "global_attention_mask" in takes
 
     @property
     def pooler_weight(self):
         """(hidden, hidden): the weight that the curriculum's state is read from."""
-        return (self.pooler or self.body.pooler).dense.weight
+        return (own_dense(self.body) if self.pooler is None else self.pooler.dense).weight
 
     def forward(self, batch, layers=False):
         """pooled: (rows, hidden); with `layers` also the [CLS] states of layers 1..n-1: (n - 1, rows,
         hidden), else None. hidden_states[0] are the embeddings and [-1] the last layer: both are left out
         (METHOD.md phase 2)."""
-        types = (
-            {"token_type_ids": batch.token_type_ids}
-            if self.takes_types and batch.token_type_ids is not None
-            else {}
-        )
+        more = {}
+        if self.takes_types and batch.token_type_ids is not None:
+            more["token_type_ids"] = batch.token_type_ids
+        if self.takes_global:  # Longformer: [CLS] sees the whole row, as under the family's own heads
+            more["global_attention_mask"] = torch.zeros_like(batch.attention_mask)
+            more["global_attention_mask"][:, 0] = 1
         with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             out = self.body(
                 input_ids=batch.input_ids,
                 attention_mask=batch.attention_mask,
                 output_hidden_states=layers,
-                **types,
+                **more,
             )
             pooled = out.pooler_output if self.pooler is None else self.pooler(out.last_hidden_state)
         dtype = self.pooler_weight.dtype
@@ -136,31 +146,50 @@ def init_linear(linear, generator):
 
 
 def cut_config(config, nlayers):
-    """The configuration of the first `nlayers` layers (None: all of them), lists with an entry a layer cut
-    too."""
-    if nlayers is not None:
-        for name, value in vars(config).items():
-            if (
-                isinstance(value, (list, tuple))
-                and len(value) == config.num_hidden_layers
-                and name.endswith("layer_types")
-            ):
-                setattr(config, name, value[:nlayers])
-        config.num_hidden_layers = nlayers
+    """The configuration of the first `nlayers` layers (None: all of them). Lists with an entry a layer are
+    cut too: those that are named so, and others where no model can be built else (attention_window)."""
+    whole = config.num_hidden_layers
+    if nlayers in (None, whole):
+        return config
+    lists = {name: value[:nlayers] for name, value in vars(config).items()
+             if isinstance(value, (list, tuple)) and len(value) == whole}
+    config.num_hidden_layers = nlayers
+    for name in [name for name in lists if name.endswith("layer_types")]:
+        setattr(config, name, lists.pop(name))
+    if lists and not can_be_built(config):
+        for name, value in lists.items():
+            setattr(config, name, value)
     return config
+
+
+def can_be_built(config):
+    """Whether transformers makes a model of this configuration, tried without weights."""
+    try:
+        with torch.device("meta"):
+            AutoModel.from_config(config, trust_remote_code=False)
+    except Exception:  # each family says in its own way that lengths do not fit
+        return False
+    return True
+
+
+def load_body(folder, nlayers=None):
+    """(transformers' model of a checkpoint in float32, all layers or the first `nlayers`; {"missing_keys",
+    "unexpected_keys", ...} of its weights)."""
+    config = cut_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), nlayers)
+    return AutoModel.from_pretrained(folder, config=config, dtype=torch.float32, use_safetensors=True,
+                                     trust_remote_code=False, output_loading_info=True)
 
 
 def load_model(folder, tasks, seed, role, nlayers=None, bf16=False, head_dropout=HEAD_DROPOUT):
     """A Model from a pre-trained checkpoint in float32: all layers, or the first `nlayers`.
 
     Weights that the checkpoint lacks (a pooler, often) are drawn from (seed, role)."""
-    config = cut_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), nlayers)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, role, "encoder"))
-        body = AutoModel.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        )
-        return Model(Encoder(body, bf16), tasks, seed, role, head_dropout)
+        encoder = Encoder(load_body(folder, nlayers)[0], bf16)
+        if has_pooler(folder):
+            load_pooler(encoder, folder)
+        return Model(encoder, tasks, seed, role, head_dropout)
 
 
 # --- saving -------------------------------------------------------------------------------------------------
@@ -194,28 +223,34 @@ def save_model(model, folder, tasks, tokenizer):
     )
 
 
+def has_pooler(folder):
+    """Whether save_model wrote our pooler into the folder."""
+    path = Path(folder) / HEADS_FILE
+    return path.is_file() and "pooler.dense.weight" in load_file(path)
+
+
+def load_pooler(encoder, folder):
+    """Read our pooler, where the encoder has ours, from what save_model wrote."""
+    if encoder.pooler is not None:
+        stored = load_file(Path(folder) / HEADS_FILE)
+        encoder.pooler.load_state_dict({key: stored[f"pooler.{key}"] for key in encoder.pooler.state_dict()})
+
+
 def load_weights(model, folder, tasks):
     """Read what save_model wrote into a model of the same architecture."""
-    body = AutoModel.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    )
-    model.encoder.body.load_state_dict(body.state_dict())
+    model.encoder.body.load_state_dict(load_body(folder)[0].state_dict())
+    load_pooler(model.encoder, folder)
     load_heads(model.heads, folder, tasks)
     stored = load_file(Path(folder) / HEADS_FILE)
-    for name, module in (("state_predictor", model.state_predictor), ("pooler", model.encoder.pooler)):
-        if module is not None:
-            module.load_state_dict({key: stored[f"{name}.{key}"] for key in module.state_dict()})
+    model.state_predictor.load_state_dict(
+        {key: stored[f"state_predictor.{key}"] for key in ("weight", "bias")}
+    )
 
 
 def load_encoder(folder, bf16=False):
     """The Encoder of what save_model wrote, for evaluation."""
-    encoder = Encoder(
-        AutoModel.from_pretrained(folder, dtype=torch.float32, use_safetensors=True, trust_remote_code=False),
-        bf16,
-    )
-    if encoder.pooler is not None:
-        stored = load_file(Path(folder) / HEADS_FILE)
-        encoder.pooler.load_state_dict({key: stored[f"pooler.{key}"] for key in encoder.pooler.state_dict()})
+    encoder = Encoder(load_body(folder)[0], bf16)
+    load_pooler(encoder, folder)
     return encoder.eval()
 
 

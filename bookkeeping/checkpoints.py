@@ -3,15 +3,20 @@ import hashlib
 import json
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from bookkeeping.errors import InputError
-from models import cut_config
+from bookkeeping.errors import InputError, one_line
+from bookkeeping.probe import pooled_output, probe_encoder, read_example, same_layers
+from models import Encoder, cut_config, has_pooler, load_body, load_pooler
 
 CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "merges.txt", "*.bpe", "*.codes", "*.tiktoken")
+LFS_POINTER = b"version https://git-lfs"  # how the text begins that git-lfs keeps in place of a large file
+
 
 def resolve_checkpoint(name, flag):
     """The local folder of a pre-trained encoder: a folder as it is; a hub id from the local cache, else
@@ -21,6 +26,7 @@ def resolve_checkpoint(name, flag):
         folder = fetch_checkpoint(name, flag)
     if not (folder / "config.json").is_file():
         raise InputError(f"{flag} {name}: no config.json in the folder, expected a Hugging Face encoder")
+    check_pointers(folder, flag)
     if not has_weights(folder):
         pickled = next((path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt"))), None)
         found = f"only {pickled} found" if pickled else "no weights found"
@@ -30,6 +36,18 @@ def resolve_checkpoint(name, flag):
     if index.is_file() and not (folder / "model.safetensors").is_file():
         check_index(index, flag)
     return folder
+
+
+def check_pointers(folder, flag):
+    """InputError if a file that is read is only git-lfs's pointer to it."""
+    weights = (*folder.glob("model.safetensors"), *folder.glob("model-*.safetensors"))
+    others = (path for pattern in (*CHECKPOINT_FILES[:-1], *TOKENIZER_FILES) for path in folder.glob(pattern))
+    for path in sorted({*weights, *others}):
+        if path.is_file():
+            with open(path, "rb") as file:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                    raise InputError(f"{flag} {path}: a git-lfs pointer found, not the file itself; fetch it "
+                                     "with git lfs install and git lfs pull in the cloned repository")
 
 
 def check_index(index, flag):
@@ -100,67 +118,91 @@ def load_config(folder, flag):
     """The encoder's configuration; InputError if it is none that transformers knows without remote code."""
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError) as error:
-        raise InputError(
-            f"{flag} {folder}: not a model that transformers can load ({' '.join(str(error).split())[:160]})"
-        ) from None
-    if getattr(config, "num_hidden_layers", None) is None or getattr(config, "is_encoder_decoder", False):
-        raise InputError(
-            f"{flag} {folder}: model type {config.model_type!r} found, expected an encoder with hidden layers"
-        )
+        numbers = [getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size", "vocab_size")]
+    except Exception as error:  # each family checks its numbers in its own way
+        raise InputError(f"{flag} {folder}: not a model that transformers can load ({one_line(error)}); "
+                         "expected the config.json of a Hugging Face encoder") from None
+    if getattr(config, "is_encoder_decoder", False) or not all(isinstance(value, int) for value in numbers):
+        raise InputError(f"{flag} {folder}: model type {config.model_type!r} found, expected an encoder of "
+                         "text with hidden layers")
     return config
 
 
-def load_tokenizer(folder, config, max_seq_length, flag):
-    """The checkpoint's tokenizer, with what training needs of it checked."""
+def load_tokenizer(folder, config, flag):
+    """(the checkpoint's tokenizer, the tokens it reads an example as); InputError if training cannot use
+    it."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, OSError, KeyError, ImportError) as error:
-        raise InputError(
-            f"{flag} {folder}: no tokenizer could be loaded ({' '.join(str(error).split())[:160]})"
-        ) from None
+    except Exception as error:  # what a damaged file raises hangs on the kind of tokenizer
+        reason = why_no_tokenizer(folder, error)
+        raise InputError(f"{flag} {folder}: no tokenizer could be loaded: {reason}") from None
+    example = read_example(tokenizer, f"{flag} {folder}")
     if tokenizer.pad_token_id is None:
         raise InputError(
             f"{flag} {folder}: the tokenizer has no padding token; add pad_token to its configuration"
         )
-    if len(tokenizer) > config.vocab_size:
+    tokens = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
+    if tokens > config.vocab_size:
         raise InputError(
-            f"{flag} {folder}: the tokenizer has {len(tokenizer)} tokens, the encoder's vocabulary"
+            f"{flag} {folder}: the tokenizer has {tokens} tokens, the encoder's vocabulary"
             f" {config.vocab_size}; expected one that fits: use the tokenizer that came with the encoder"
         )
-    longest = min(
-        tokenizer.model_max_length, getattr(config, "max_position_embeddings", None) or max_seq_length
-    )
-    if max_seq_length > longest:
-        raise InputError(
-            f"--max_seq_length {max_seq_length}: {folder} takes at most {longest} tokens; lower it"
-        )
-    return tokenizer
+    return tokenizer, example
+
+
+def is_installed(module):
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a part of a package that is not there
+        return False
+
+
+def why_no_tokenizer(folder, error):
+    """The reason and the way out, as far as they can be seen from here; else what transformers said."""
+    files = sorted({path.name for pattern in TOKENIZER_FILES for path in Path(folder).glob(pattern)})
+    found = f"{', '.join(files) or 'none of its files'} found"
+    if not files:
+        return f"{found}, expected tokenizer.json, vocab.txt, vocab.json with merges.txt, or a .model file"
+    missing = [package for package, module in (("sentencepiece", "sentencepiece"),
+                                               ("protobuf", "google.protobuf")) if not is_installed(module)]
+    if missing and "tokenizer.json" not in files and any(name.endswith(".model") for name in files):
+        return (f"{found}, which is read with the packages sentencepiece and protobuf; not installed: "
+                f"{', '.join(missing)}; pip install sentencepiece protobuf, or bring a tokenizer.json, as "
+                "the tokenizer's save_pretrained writes it where they are installed")
+    if "tiktoken" in str(error):  # to install it, as transformers advises, would not help
+        return f"{found}, which its kind of tokenizer cannot read; bring them whole, or a tokenizer.json"
+    return f"{one_line(error)}; expected its files whole, as they came with the encoder"
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The pre-trained encoders of a run: folders, sha256 of their files, and the tokenizer both share."""
+    """The pre-trained encoders of a run: folders, sha256 of their files, the tokenizer both share, and the
+    tokens that it reads an example as."""
     teacher: Path
     student: Path
     teacher_sha256: str
     student_sha256: str
     tokenizer: object
+    example: str
     hidden_size: int
 
-    def check_weights(self, nlayers):
-        """For teacher and student, the names of weights that the checkpoint lacks and that are drawn at
-        random; InputError as check_weights. A student cut from the teacher's own checkpoint is not read
-        again."""
-        teacher = check_weights(self.teacher, "--teacher_model")
-        return {
-            "teacher": teacher,
-            "student": (
-                teacher
-                if self.student == self.teacher
-                else check_weights(self.student, "--student_model", nlayers)
-            ),
-        }
+    def probe(self, args, protocol):
+        """({"teacher", "student": names of weights that the checkpoint lacks and that are drawn at random},
+        what probe_encoder found, for result.json). InputError if an encoder cannot be used. A student's
+        checkpoint that is the teacher's is not read again as a whole. The global random generator stays as it
+        was."""
+        same, nlayers = self.student_sha256 == self.teacher_sha256, args.nlayers
+        encoding = {"cls_segment": protocol.cls_segment, "padding": protocol.padding}
+        given = self.tokenizer, args.max_seq_length, encoding
+        with torch.random.fork_rng(devices=[]):
+            missing, teacher, states = probe_checkpoint(self.teacher, "--teacher_model", *given)
+            drawn, student = missing, teacher
+            if not same:
+                drawn, student, states = probe_checkpoint(self.student, "--student_model", *given)
+            if nlayers < student["layers"]:
+                _, student, _ = probe_checkpoint(self.student, "--student_model", *given, nlayers, states)
+        return {"teacher": missing, "student": drawn}, {
+            "teacher": teacher, "student": student, "example": self.example, "tokens": args.max_seq_length}
 
 
 def open_checkpoints(args):
@@ -170,9 +212,12 @@ def open_checkpoints(args):
     teacher_config, student_config = load_config(teacher, "--teacher_model"), load_config(
         student, "--student_model"
     )
-    tokenizer = load_tokenizer(teacher, teacher_config, args.max_seq_length, "--teacher_model")
-    student_tokenizer = load_tokenizer(student, student_config, args.max_seq_length, "--student_model")
+    tokenizer, example = load_tokenizer(teacher, teacher_config, "--teacher_model")
+    student_tokenizer, student_example = load_tokenizer(student, student_config, "--student_model")
     check_pair(teacher_config, student_config, tokenizer, student_tokenizer, args.nlayers)
+    if example != student_example:
+        raise InputError(f"--student_model {student}: its tokenizer reads {student_example} where the "
+                         f"teacher's reads {example}; choose encoders that share a tokenizer")
     teacher_sha256 = checksum_checkpoint(teacher)
     return Checkpoints(
         teacher,
@@ -180,6 +225,7 @@ def open_checkpoints(args):
         teacher_sha256,
         teacher_sha256 if student == teacher else checksum_checkpoint(student),
         tokenizer,
+        example,
         teacher_config.hidden_size,
     )
 
@@ -211,33 +257,40 @@ def check_pair(teacher_config, student_config, teacher_tokenizer, student_tokeni
         )
 
 
-def check_weights(folder, flag, nlayers=None):
-    """InputError unless the checkpoint's weights fill the encoder (its first `nlayers` layers). Returns what
-    had to be drawn at random because the checkpoint has none: parts of a pooler, often."""
-    config = cut_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), nlayers)
+def probe_checkpoint(folder, flag, tokenizer, max_seq_length, encoding, nlayers=None, whole=None):
+    """(names of weights that had to be drawn at random, facts and states as probe_encoder gives them) of a
+    checkpoint; or of its first `nlayers` layers, compared with `whole`, the states of all of them."""
+    where = f"{flag} {folder}"
+    encoder, info = load_checked(folder, where, nlayers)
+    layers = encoder.body.config.num_hidden_layers
+    facts, states = probe_encoder(encoder, tokenizer, max_seq_length, where, layers, encoding)
+    facts["pooled"] = pooled_output(encoder, folder, info["unexpected_keys"])
+    if whole is not None:
+        facts |= {"cut_from": len(whole) - 1, "last_norm": same_layers(encoder, states, whole, where)}
+    return sorted(info["missing_keys"]), facts, states
+
+
+def load_checked(folder, where, nlayers=None):
+    """(Encoder, {"missing_keys", "unexpected_keys"}) of a checkpoint, or of its first `nlayers` layers.
+    InputError unless its weights fill the encoder; parts of a pooler may be missing."""
     try:
-        _, info = AutoModel.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        body, info = load_body(folder, nlayers)
+        encoder = Encoder(body)
+        if has_pooler(folder):
+            load_pooler(encoder, folder)
     # a cut file, other sizes, another architecture: each with an exception of its own
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{flag} {folder}: its weights cannot be loaded ({type(error).__name__}: {reason}); expected the "
-            f"model.safetensors of a {config.model_type} encoder"
-        ) from None
-    missing = sorted(name for name in info["missing_keys"] if "pooler" not in name)
+        what = "its weights cannot be loaded" if nlayers is None else (
+            f"it cannot be cut to its first {nlayers} layers")
+        raise InputError(f"{where}: {what} ({one_line(error)}); expected the "
+                         "model.safetensors of an encoder, whose layers can be counted off") from None
+    missing = sorted(name for name in info["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise InputError(
-            f"{flag} {folder}: {len(missing)} weights are missing from its safetensors"
-            f" ({', '.join(missing[:3])}, ...); expected those of a {config.model_type} encoder"
+            f"{where}: {len(missing)} weights are missing from its safetensors"
+            f" ({', '.join(missing[:3])}, ...); expected those of a {body.config.model_type} encoder"
         )
-    return sorted(info["missing_keys"])
+    return encoder, info
 
 
 def count_weights(folder, nlayers=None):

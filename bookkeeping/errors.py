@@ -2,6 +2,13 @@
 import signal
 
 
+def one_line(error):
+    """What another library raised, short and in one line."""
+    if "ignore_mismatched_sizes" in str(error):  # transformers' advice, which would hide what is wrong
+        return "weights of other sizes than its configuration gives"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+
 class InputError(Exception):
     """What the user gave cannot be used. The message is one line: flag or file:line, found, expected, the way
     out."""

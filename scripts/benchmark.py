@@ -249,7 +249,7 @@ class Side:
         usual = ["--eval_batch_size", "8", "--precision", "fp32", "--set", "padding=max_length"]
         args = self.args = parse_arguments([*argv, *usual] if kind == "naive" else argv)
         inputs = read_inputs(args, resolve_settings(args))
-        inputs.checkpoints.check_weights(args.nlayers)
+        inputs.checkpoints.probe(args, inputs.protocol)
         if inputs.device.type == "cpu" and kind != "naive":
             keep_freed_memory()
         self.lab = Experiment(inputs, Quiet(), None)

@@ -126,6 +126,9 @@ def pytest_addoption(parser):
         metavar="FILE",
         help="write what tests/test_bad_input.py gave, and what was said, as markdown",
     )
+    parser.addoption(
+        "--families_table", metavar="FILE", help="write what tests/test_families.py found, as markdown"
+    )
 
 
 def pytest_sessionfinish(session):
@@ -139,6 +142,11 @@ def pytest_sessionfinish(session):
             + "".join(f"| {number} | {row} |\n" for number, row in enumerate(rows, 1)),
             encoding="utf-8",
         )
+
+
+    path, module = session.config.getoption("--families_table"), sys.modules.get("test_families")
+    if path and module:
+        Path(path).write_text(module.page(), encoding="utf-8")
 
 
 @pytest.fixture(scope="session")

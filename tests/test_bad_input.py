@@ -3,13 +3,17 @@ import json
 import os
 import re
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import processors
 
-from conftest import make_encoder, read_lines
+from conftest import corpus, make_encoder, read_lines, tiny_sizes
+from families import edit_json, make_family
 
 
 @pytest.fixture
@@ -317,6 +321,171 @@ def test_a_tokenizer_without_a_padding_token(command, capsys, tmp_path, encoders
         json.dumps({key: value for key, value in config.items() if key != "pad_token"})
     )
     refused(command, capsys, f"--teacher_model {folder}", "no padding token", teacher_model=folder)
+
+
+# --- encoders and tokenizers (those of each family: tests/test_families.py) ---------------------------------
+
+@pytest.mark.parametrize("family, expected", [
+    ("BERT as a decoder", ("its first token does not see the last one", "is_decoder is true")),
+    ("GPT-2 with BERT's tokenizer", ("its first token does not see the last one",)),
+    ("GPT-2", ("The", "(ids [", "expected one special token", "[CLS] a [SEP] b [SEP]")),
+    ("XLNet", ("its summary token <cls> is last", "<sep> <cls>")),
+    ("FNet", ("FNetModel takes no attention mask", "padding")),
+    ("Funnel", ("hidden states", "expected 5")),
+], ids=spell)
+def test_encoders_that_do_not_suit_the_method(family, expected, command, capsys, tmp_path):
+    folder = make_family(family, tmp_path / "encoder")
+    refused(command, capsys, f"--teacher_model {folder}: ", *expected, teacher_model=folder)
+
+
+def template(*, single="[CLS] $A [SEP]", pair):
+    """A post-processor of tokenizer.json that puts special tokens where the templates have them."""
+    return json.loads(processors.TemplateProcessing(
+        single=single, pair=pair, special_tokens=[("[CLS]", 1), ("[SEP]", 2)]).__getstate__())
+
+
+@pytest.mark.parametrize("processor", [
+    None,
+    template(pair="$A $B"),
+    template(pair="[CLS] $A $B [SEP]"),
+    template(pair="[CLS] [CLS] $A [SEP] $B [SEP]"),
+    template(pair="[CLS] $A [SEP] [CLS] $B [SEP]"),
+    template(pair="[CLS] $A [SEP] $B"),
+    template(pair="[SEP] $A [SEP] $B [SEP]"),
+    template(pair="$A [SEP] $B [SEP] [CLS]"),
+], ids=lambda value: " ".join(next(iter(part.values()))["id"] for part in value["pair"]) if value else "none")
+def test_special_tokens_that_are_not_where_they_should_be(processor, command, capsys, tmp_path, encoders):
+    folder = shutil.copytree(encoders["deberta"], tmp_path / "encoder")
+    edit_json(folder / "tokenizer.json", post_processor=processor)
+    refused(command, capsys, f"--teacher_model {folder}: its ", "tokenizer reads", "(ids [",
+            teacher_model=folder)
+
+
+@pytest.mark.parametrize("kind", ("bert", "mpnet", "deberta"))
+def test_a_tokenizer_without_its_files(kind, command, capsys, tmp_path, encoders):
+    """BERT's loads all the same, and would read every word as unknown."""
+    folder = shutil.copytree(encoders[kind], tmp_path / "encoder")
+    (folder / ("tokenizer.json" if kind == "deberta" else "vocab.txt")).unlink()
+    refused(command, capsys, f"--teacher_model {folder}: ", "tokenizer", teacher_model=folder)
+
+
+@pytest.mark.parametrize("content", (b"", b"[PAD]\n", b'{"version": "1.0", "mod', b"\xff\xfe\x00", b"[1, 2]"))
+@pytest.mark.parametrize("kind, name", [("bert", "vocab.txt"), ("deberta", "tokenizer.json"),
+                                        ("bert", "tokenizer_config.json"), ("bert", "config.json")])
+def test_damaged_files_of_an_encoder(kind, name, content, command, capsys, tmp_path, encoders):
+    folder = shutil.copytree(encoders[kind], tmp_path / "encoder")
+    (folder / name).write_bytes(content)
+    refused(command, capsys, f"--teacher_model {folder}: ", teacher_model=folder)
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22\nsize 9\n"
+
+
+@pytest.mark.parametrize("kind, name", [
+    ("bert", "vocab.txt"), ("bert", "model.safetensors"), ("bert", "config.json"),
+    ("deberta", "tokenizer.json"), ("deberta", "spm.model"), ("bert", "model.safetensors.index.json"),
+    ("bert", "model-00001-of-00002.safetensors")])
+def test_a_clone_without_git_lfs(kind, name, command, capsys, tmp_path, encoders):
+    folder = shutil.copytree(encoders[kind], tmp_path / "encoder")
+    if "model-" in name or "index" in name:
+        (folder / "model.safetensors").unlink()
+        index = {"metadata": {}, "weight_map": {"embeddings": "model-00001-of-00002.safetensors"}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / name).write_text(POINTER)
+    refused(command, capsys, f"--teacher_model {folder / name}", "git lfs pull", teacher_model=folder)
+
+
+def test_a_pointer_that_is_not_read(command, capsys, tmp_path, encoders):
+    """Weights of other frameworks may well be left out of a clone."""
+    folder = shutil.copytree(encoders["bert"], tmp_path / "encoder")
+    (folder / "pytorch_model.bin").write_text(POINTER)
+    handled(command, capsys, teacher_model=folder)
+
+
+@pytest.fixture(scope="module")
+def sentencepiece_encoder(tmp_path_factory):
+    """A DeBERTa v3 whose tokenizer is a SentencePiece model alone."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    pytest.importorskip("google.protobuf")
+    folder = make_family("DeBERTa v3", tmp_path_factory.mktemp("sentencepiece") / "encoder")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    with open(folder / "spm.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(corpus()), model_writer=file, vocab_size=300, minloglevel=2,
+            pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]",
+            unk_piece="[UNK]", user_defined_symbols=["[MASK]"])
+    return folder
+
+
+def test_a_sentencepiece_model_alone(sentencepiece_encoder, command, capsys):
+    handled(command, capsys, teacher_model=sentencepiece_encoder)
+
+
+@pytest.mark.parametrize("absent", ("sentencepiece", "google.protobuf", "sentencepiece google.protobuf"))
+def test_a_sentencepiece_model_without_packages(absent, sentencepiece_encoder, command, capsys, monkeypatch):
+    monkeypatch.delattr("sentencepiece.sentencepiece_model_pb2", raising=False)  # is kept, and has read both
+    monkeypatch.delitem(sys.modules, "sentencepiece.sentencepiece_model_pb2", raising=False)
+    for package in absent.split():
+        for name in {package, *(name for name in sys.modules if name.startswith(f"{package}."))}:
+            monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
+    names = ", ".join(absent.replace("google.", "").split())
+    refused(command, capsys, "spm.model found", f"not installed: {names};",
+            "pip install sentencepiece protobuf", teacher_model=sentencepiece_encoder)
+
+
+def test_a_sentencepiece_model_that_is_damaged(sentencepiece_encoder, command, capsys, tmp_path):
+    folder = shutil.copytree(sentencepiece_encoder, tmp_path / "encoder")
+    (folder / "spm.model").write_bytes(b"\x00" * 100)
+    refused(command, capsys, "spm.model found", "cannot read", teacher_model=folder)
+
+
+@pytest.mark.parametrize("kind, length, positions", [
+    ("mpnet", 100, 98), ("mpnet", 4000, 98), ("bert", 101, 100), ("distilbert", 101, 100)])
+def test_lengths_where_no_limit_is_named(kind, length, positions, command, capsys, tmp_path, encoders):
+    """MPNet's positions begin behind the padding's, so that 100 of them take 98 tokens."""
+    folder = shutil.copytree(encoders[kind], tmp_path / "encoder")
+    edit_json(folder / "tokenizer_config.json", model_max_length=...)
+    refused(command, capsys, f"--max_seq_length {length}: {folder} takes at most {positions} tokens",
+            teacher_model=folder, max_seq_length=length)
+    edit_json(folder / "tokenizer_config.json", model_max_length=-1)
+    handled(command, capsys, f"{positions} tokens run", teacher_model=folder, max_seq_length=positions)
+
+
+def test_layers_that_hang_on_their_number(command, capsys, tmp_path):
+    """ALBERT deals its groups of shared layers out by their number: to 4 layers 0 0 1 1, but to 2 layers 0 1.
+    ESM has a head that reads the attention of every layer."""
+    folder = make_family("ALBERT", tmp_path / "albert", num_hidden_groups=2)
+    refused(command, capsys, f"--student_model {folder}: cut to 2 of 4 layers", teacher_model=folder,
+            nlayers=2)
+    folder = make_family("BERT", tmp_path / "esm")
+    (folder / "model.safetensors").unlink()
+    config = transformers.EsmConfig(**tiny_sizes(340), pad_token_id=0)
+    transformers.EsmModel(config).save_pretrained(folder)
+    refused(command, capsys, f"--student_model {folder}: it cannot be cut to its first 2 layers",
+            "weights of other sizes", teacher_model=folder, nlayers=2)
+
+
+def test_weights_that_are_not_finite(command, capsys, tmp_path, encoders):
+    folder = shutil.copytree(encoders["bert"], tmp_path / "encoder")
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.output.dense.weight"][0, 0] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(command, capsys, f"--teacher_model {folder}: ", "not finite", teacher_model=folder)
+
+
+def test_a_student_whose_tokenizer_reads_otherwise(command, capsys, tmp_path, encoders):
+    """The same vocabulary, but capitals are kept."""
+    folder = shutil.copytree(encoders["bert"], tmp_path / "encoder")
+    edit_json(folder / "tokenizer_config.json", do_lower_case=False)
+    refused(command, capsys, f"--student_model {folder}: its tokenizer reads", "[UNK]", student_model=folder)
+
+
+def test_what_is_no_encoder_of_text(command, capsys, tmp_path, encoders):
+    folder = shutil.copytree(encoders["bert"], tmp_path / "encoder")
+    transformers.ViTConfig(hidden_size=16, num_hidden_layers=4).save_pretrained(folder)
+    refused(command, capsys, f"--teacher_model {folder}: model type 'vit'", "an encoder of text",
+            teacher_model=folder)
 
 
 @pytest.mark.parametrize("changes, expected", [

@@ -43,6 +43,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import lib
+
 from arguments import parse_arguments, resolve_protocol
 from bookkeeping.errors import InputError, TrainingError
 from bookkeeping.files import write_json

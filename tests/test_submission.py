@@ -27,7 +27,8 @@ def write_lines(path, records):
 
 
 def labelled(folder, labels=GIVEN, name="CB/val.jsonl"):
-    records = [{"premise": "p", "hypothesis": "h", "idx": idx, "label": label} for idx, label in enumerate(labels)]
+    records = [{"premise": "p", "hypothesis": "h", "idx": idx, "label": label}
+               for idx, label in enumerate(labels)]
     return write_lines(folder / name, [{key: value for key, value in record.items() if value is not None}
                                        for record in records])
 

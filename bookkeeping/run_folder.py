@@ -245,6 +245,9 @@ def describe_inputs(inputs, drawn):
         if split.absent_labels():
             yield (f"warning: {split.task.name}/{split.name}: no example with label "
                    f"{', '.join(map(str, split.absent_labels()))}")
+    splits = (*inputs.data.values(), *inputs.quiz.values())
+    for split in {(split.task.name, split.name): split for split in splits}.values():
+        yield from split.remarks()
     for side, names in drawn.items():
         folder, sha256 = getattr(inputs.checkpoints, side), inputs.summary[f"{side}_model"]
         yield (f"--{side}_model {folder}, sha256 {sha256[:16]}"

@@ -117,7 +117,7 @@ def test_cuda_where_there_is_none(command, capsys):
 
 @pytest.mark.parametrize("there", (False, True))
 def test_bf16_on_a_cpu_warns_where_it_is_slow(there, command, capsys, monkeypatch):
-    monkeypatch.setattr("models.cpu_has_bf16", lambda: there)
+    monkeypatch.setattr("bookkeeping.machine.cpu_has_bf16", lambda: there)
     assert command(precision="bf16", stop_after="teacher")[0] == 0
     assert ("warning: --precision bf16" in capsys.readouterr().err) != there
 
@@ -170,6 +170,38 @@ def test_files(text, expected, command, capsys, data):
     refused(command, capsys, *expected, data_dir=data)
 
 
+HALF = "\\ud83d"  # of a character, as JSON escapes it
+
+
+@pytest.mark.parametrize("task, old, new, expected", [
+    ("CB", '"idx": 6', '"idx": ' + "9" * 5000, ("a number of more than 4300 digits",)),
+    ("CB", '"idx": 6', '"more": [1, ' + "9" * 5000 + '], "idx": 6', ("a number of more than 4300 digits",)),
+    ("WiC", '"start1": ', '"start1": ' + "9" * 99, ("field 'start1': 999", "expected a whole number")),
+    ("CB", '"idx": 6', '"more": ' + "[" * 3000 + "]" * 3000 + ', "idx": 6', ("nested too deep",)),
+    ("CB", '"idx": 6', '"more": ' + '{"a":' * 3000 + "1" + "}" * 3000 + ', "idx": 6', ("nested too deep",)),
+    ("CB", '"idx": 6', '"idx": Infinity', ("field 'idx': inf", "finite")),
+    ("CB", '"idx": 6', '"idx": 1e999', ("field 'idx': inf", "finite")),
+    ("CB", '"idx": 6', '"more": {"a": [NaN]}, "idx": 6', ("field 'a': [nan]", "finite")),
+    ("CB", '"label": ', '"label": "neutral", "label": ', ("field 'label' stands twice",)),
+    ("CB", '"idx": 6', '"more": {"a": 1, "a": 2}, "idx": 6', ("field 'a' stands twice",)),
+    ("CB", '"premise": "', f'"premise": "{HALF}', ("field 'premise': " + HALF, "Unicode")),
+    ("CB", '"label": "', f'"label": "{HALF}', ("field 'label': " + HALF,)),
+    ("CB", '"idx": 6', f'"idx": "{HALF}"', ("field 'idx': " + HALF,)),
+    ("CB", '"idx": 6', f'"a{HALF}": 1, "idx": 6', ("field 'a" + HALF,)),
+    ("WSC", '"span1_text": "', f'"span1_text": "{HALF}', ("field 'span1_text': " + HALF,)),
+    ("WSC", '"target": {', '"target": {"idx": 7, ', ("field 'idx' stands both in 'target' and beside it",)),
+    ("WSC", '"target": {', '"target": {"label": true, ', ("field 'label' stands both in 'target' and",)),
+    ("WSC", '"target": {', '"target": "he", "more": {', ("field 'target': 'he'", "expected an object")),
+], ids=spell)
+def test_lines(task, old, new, expected, command, capsys, data):
+    """What json would let pass, or end with a traceback."""
+    path = data / task / "train.jsonl"
+    lines = path.read_text().splitlines(True)
+    assert old in lines[6]
+    path.write_text("".join([*lines[:6], lines[6].replace(old, new, 1), *lines[7:]]))
+    refused(command, capsys, f"{path}:7: ", *expected, task=task, data_dir=data, tasks=[task])
+
+
 def test_missing_folder_and_files(command, capsys, data):
     (data / "CB" / "val.jsonl").unlink()
     refused(command, capsys, "CB/val.jsonl: no such file", data_dir=data)
@@ -177,17 +209,6 @@ def test_missing_folder_and_files(command, capsys, data):
     refused(command, capsys, "CB: neither train.jsonl nor train.tsv", data_dir=data)
     shutil.rmtree(data / "CB")
     refused(command, capsys, "--data_dir", "no folder CB", data_dir=data)
-
-
-def test_a_tsv_row_of_another_width(command, capsys, tmp_path):
-    (tmp_path / "data" / "CB").mkdir(parents=True)
-    (tmp_path / "data" / "CB" / "train.tsv").write_text("id\tpremise\thypothesis\tlabel\n0\tp\n")
-    refused(
-        command,
-        capsys,
-        "train.tsv:2: 2 columns found, expected 4: id, premise, hypothesis, label",
-        data_dir=tmp_path / "data",
-    )
 
 
 def test_models_that_are_none(command, capsys, tmp_path, encoders):
@@ -227,6 +248,17 @@ def test_weights_that_do_not_fit(command, capsys, tmp_path, encoders):
     renamed.rename(renamed.with_name("weights.safetensors"))
     refused(
         command, capsys, f"--teacher_model {renamed.parent}", "no weights found", teacher_model=renamed.parent
+    )
+
+
+def test_a_tsv_row_of_another_width(command, capsys, tmp_path):
+    (tmp_path / "data" / "CB").mkdir(parents=True)
+    (tmp_path / "data" / "CB" / "train.tsv").write_text("id\tpremise\thypothesis\tlabel\n0\tp\n")
+    refused(
+        command,
+        capsys,
+        "train.tsv:2: 2 columns found, expected 4: id, premise, hypothesis, label",
+        data_dir=tmp_path / "data",
     )
 
 
@@ -323,11 +355,19 @@ def test_a_tokenizer_without_a_padding_token(command, capsys, tmp_path, encoders
     ({"premise": "a\u200bb\u200dc"}, ("1 with invisible characters",)),
     ({"premise": "a\x00b"}, ("1 with invisible characters",)),
     ({"premise": "word " * 20000}, ("CB/train: 54 examples, 1 truncated",)),
-    ({"premise": ""}, ()),
+    ({"premise": ""}, ("warning: CB/train: 1 of 54 examples have an empty text",)),
+    ({"hypothesis": " \u3000\n"}, ("warning: CB/train: 1 of 54 examples have an empty text",)),
+    ({"premise": "caf\ufffd"}, ("warning: CB/train: 1 of 54 examples have U+FFFD",)),
+    ({"premise": '"he said ""no"""'}, ("warning: CB/train: 1 of 54 examples have a text in quotes",)),
+    ({"premise": '"no", he said, "no"'}, ()),
     ({"premise": "one\ntwo\ttabs"}, ()),
+    ({"premise": "one\r\ntwo"}, ()),
     ({"label": "Neutral"}, ()),
+    ({"label": " neutral "}, ()),
     ({"idx": "007"}, ()),
-    ({"extra": {"a": None, "b": [None]}}, ()),
+    ({"idx": 2 ** 80}, ()),
+    ({"extra": {"a": None, "b": [None]}}, ("CB/train: fields not read: 'extra'",)),
+    ({"meta": {"idx": 1, "label": "neutral"}}, ("CB/train: fields not read: 'meta'",)),
 ], ids=spell)
 def test_odd_rows_that_are_read(changes, expected, command, capsys, data):
     replace_row(data / "CB" / "train.jsonl", 6, **changes)
@@ -352,20 +392,30 @@ def test_numbers_and_booleans_as_text_are_read(task, changes, command, capsys, d
 @pytest.mark.parametrize(
     "task, changes, expected",
     [
-        ("CB", {"label": float("nan")}, ("label nan",)),
+        ("CB", {"label": float("nan")}, ("field 'label': nan",)),
+        ("CB", {"label": True}, ("label True", "entailment, contradiction, neutral")),
+        ("CB", {"label": 0}, ("label 0",)),
+        ("CB", {"label": "not_entailment"}, ("label 'not_entailment'",)),
         ("CB", {"premise": None}, ("field 'premise' missing",)),
         ("CB", {"premise": ["a"]}, ("field 'premise': ['a']",)),
         ("CB", {"premise": True}, ("field 'premise': True",)),
         ("CB", {"idx": None}, ("field 'idx': None",)),
         ("CB", {"idx": 1.5}, ("field 'idx': 1.5",)),
         ("CB", {"idx": True}, ("field 'idx': True",)),
+        ("CB", {"idx": 6.0}, ("field 'idx': 6.0",)),
+        ("CB", {"idx": " "}, ("field 'idx': ' '",)),
+        ("CB", {"idx": "5"}, ("idx '5' stands already at", "train.jsonl:6")),
         ("WSC", {"target": None}, ("field 'span1_index' missing",)),
         ("WSC", {"target": {"span1_index": None}}, ("field 'span1_index' missing",)),
         ("WiC", {"start1": 1.5}, ("field 'start1': 1.5", "whole number")),
         ("WiC", {"start1": -1}, ("fields start1, end1: -1..",)),
         ("WiC", {"start1": True}, ("field 'start1': True",)),
+        ("WiC", {"start1": "9" * 5000}, ("field 'start1': '999",)),
         ("BoolQ", {"label": "yes"}, ("label 'yes'",)),
+        ("BoolQ", {"label": 1.0}, ("label 1.0", "False, True")),
         ("COPA", {"label": 1.5}, ("label 1.5",)),
+        ("COPA", {"label": 1.0}, ("label 1.0",)),
+        ("COPA", {"label": True}, ("label True", "0, 1")),
     ],
     ids=spell,
 )
@@ -429,6 +479,12 @@ def test_labels_that_do_not_occur(command, capsys, data):
     )
 
 
+def test_dev_equal_to_train(command, capsys, data):
+    shutil.copy(data / "CB" / "train.jsonl", data / "CB" / "val.jsonl")
+    handled(command, capsys, "warning: CB/dev: 60 of 60 examples have the texts of an example in train",
+            data_dir=data, tasks=["CB"])
+
+
 def test_paths_do_not_lead_outside(command, capsys, tmp_path, encoders):
     """A checkpoint whose index names a file elsewhere is refused; no code of a checkpoint runs."""
     folder = shutil.copytree(encoders["bert"], tmp_path / "outside")
@@ -453,8 +509,8 @@ def test_paths_do_not_lead_outside(command, capsys, tmp_path, encoders):
 
 
 def test_sizes_that_do_not_fit_are_said_first(command, capsys, monkeypatch):
-    monkeypatch.setattr("run_folder.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    monkeypatch.setattr("run_folder.available_memory", lambda device: 2000)
+    monkeypatch.setattr("bookkeeping.machine.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr("bookkeeping.machine.available_memory", lambda device: 2000)
     out = handled(command, capsys, "warning: about", "MiB of disk")
     assert out.index("MiB of memory") < out.index("teacher: computing") and out.index(
         "MiB of disk"

@@ -16,9 +16,12 @@ from data_utils import (
     build_examples,
     encode_split,
     load_task,
+    read_dataset,
+    read_jsonl,
     read_task,
     split_train_quiz,
 )
+from metrics import read_predictions
 from tasks import TASKS, find_task, locate_span
 
 
@@ -108,6 +111,16 @@ def as_tsv(path, task, rows, labelled=True):
     path.write_text("\n".join(out) + "\n")
 
 
+# --- the three layouts --------------------------------------------------------------------------------------
+
+PARTS = ("train", "dev", "test")
+
+
+def content(splits):
+    """What is read, but for where it stood."""
+    return {part: [(e.idx, e.pairs, e.label) for e in examples] for part, examples in splits.items()}
+
+
 @pytest.mark.parametrize("name", TASK_NAMES)
 def test_both_layouts_give_the_same_examples(name, data_dir, tmp_path):
     task, folder = TASKS[name], tmp_path / name.upper()
@@ -123,6 +136,24 @@ def test_both_layouts_give_the_same_examples(name, data_dir, tmp_path):
             (e.idx, e.pairs, e.label) for e in released[part]
         ]
     assert {e.label for e in official["test"]} == {-1}
+
+
+def row(**changes):
+    return {"idx": 1, "premise": "p", "hypothesis": "h", "label": "neutral"} | changes
+
+
+def test_only_the_declared_object_is_opened(tmp_path):
+    """Other objects are fields that nobody reads, whatever they hold; they are named in the log."""
+    path = tmp_path / "train.jsonl"
+    nested = {"idx": 9, "label": "entailment", "premise": "another"}
+    path.write_text(json.dumps(row(meta=nested, target=nested)) + "\n")
+    example, = build_examples(TASKS["CB"], read_jsonl(path, TASKS["CB"]), path)
+    assert (example.idx, example.label, example.pairs) == (1, 2, [("p", "h")])
+    assert example.notes == {"unread meta": 1, "unread target": 1}
+    path = tmp_path / "predictions.jsonl"
+    path.write_text('{"label": "neutral", "target": {"idx": 1}}\n')
+    with pytest.raises(InputError, match="predictions.jsonl:1: keys"):
+        read_predictions(path, TASKS["WSC"])
 
 
 def test_held_tsv_is_the_quiz_split(tmp_path, encoders):
@@ -146,48 +177,92 @@ def test_held_tsv_is_the_quiz_split(tmp_path, encoders):
     )
 
 
-def write_hub_cache(cache, rows):
-    """What `datasets` leaves in its cache after loading aps/super_glue cb once."""
+def write_hub_cache(cache, task, rows, names):
+    """What `datasets` leaves in its cache after loading aps/super_glue once. names: those that the hub gives
+    the classes, {label: name}, in the order of its class numbers."""
     from datasets import ClassLabel, DatasetInfo, Features, Value
     from datasets.arrow_writer import ArrowWriter
-    features = Features({"premise": Value("string"), "hypothesis": Value("string"), "idx": Value("int32"),
-                         "label": ClassLabel(names=list(TASKS["CB"].labels))})
-    folder = cache / "aps___super_glue" / "cb" / "0.0.0" / "abcdef0123"
+    kinds = {str: Value("string"), int: Value("int32")}
+    features = Features({**{name: kinds[kind] for name, kind in task.fields.items()}, "idx": Value("int32"),
+                         "label": ClassLabel(names=list(names.values()))})
+    folder = cache / "aps___super_glue" / task.name.lower() / "0.0.0" / "abcdef0123"
     folder.mkdir(parents=True)
     splits = []
     for name, part in rows.items():
         writer = ArrowWriter(path=str(folder / f"super_glue-{name}.arrow"), features=features)
         for row in part:
-            writer.write({**row, "label": TASKS["CB"].labels.index(row["label"]) if "label" in row else -1})
+            writer.write({**row, "label": list(names).index(row["label"]) if "label" in row else -1})
         examples, size = writer.finalize()
-        splits.append(
-            {"name": name, "num_examples": examples, "num_bytes": size, "dataset_name": "super_glue"}
-        )
-    DatasetInfo(
-        features=features,
-        splits=splits,
-        builder_name="parquet",
-        dataset_name="super_glue",
-        config_name="cb",
-        version="0.0.0",
-    ).write_to_directory(str(folder))
+        splits.append({"name": name, "num_examples": examples, "num_bytes": size,
+                       "dataset_name": "super_glue"})
+    DatasetInfo(features=features, splits=splits, builder_name="parquet", dataset_name="super_glue",
+                config_name=task.name.lower(), version="0.0.0").write_to_directory(str(folder))
 
 
-def test_hub_layout_from_the_offline_cache(tmp_path, data_dir, monkeypatch):
+@pytest.fixture
+def hub(tmp_path, data_dir, monkeypatch):
+    """Fills the cache with the files of data_dir and reads a task from it."""
     import datasets.config
-    names = {"train": "train", "validation": "val", "test": "test"}
-    write_hub_cache(
-        tmp_path, {hub: read_lines(data_dir / "CB" / f"{official}.jsonl") for hub, official in names.items()}
-    )
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    hub, official = (read_task(TASKS["CB"], source, ("train", "dev", "test")) for source in ("hub", data_dir))
-    for part in official:
-        assert [(e.idx, e.pairs, e.label) for e in hub[part]] == [
-            (e.idx, e.pairs, e.label) for e in official[part]
-        ]
+
+    def read(task, names, splits=("train", "validation", "test"), parts=PARTS):
+        files = {"train": "train", "validation": "val", "test": "test"}
+        rows = {name: read_lines(data_dir / task.name / f"{files[name]}.jsonl") for name in splits}
+        write_hub_cache(tmp_path, task, rows, names)
+        return read_task(task, "hub", parts)
+    return read
+
+
+@pytest.mark.parametrize("task, names", [
+    ("CB", {"entailment": "entailment", "contradiction": "contradiction", "neutral": "neutral"}),
+    ("CB", {"neutral": "neutral", "entailment": "entailment", "contradiction": "contradiction"}),
+    ("COPA", {0: "choice1", 1: "choice2"}),
+    ("COPA", {1: "choice2", 0: "choice1"}),
+    ("BoolQ", {False: "False", True: "True"}),
+    ("BoolQ", {True: "True", False: "False"}),
+])
+def test_hub_layout_from_the_offline_cache(task, names, hub, data_dir):
+    """Class numbers mean what the data set's features call them."""
+    task = TASKS[task]
+    assert content(hub(task, names)) == content(read_task(task, data_dir, PARTS))
+
+
+@pytest.mark.parametrize("names", [
+    {"entailment": "yes", "contradiction": "no", "neutral": "maybe"},
+    {"entailment": "0", "contradiction": "1", "neutral": "2"},
+    {"entailment": "entailment", "contradiction": "contradiction", "neutral": "neutral", "more": "more"},
+])
+def test_a_hub_with_other_classes_is_refused(names, hub):
+    classes = f"classes {', '.join(names.values())} found, expected entailment, contradiction, neutral"
+    with pytest.raises(InputError, match=f"aps/super_glue/cb/train: {classes}"):
+        hub(TASKS["CB"], names)
+
+
+def test_a_hub_that_lacks_something(hub):
     with pytest.raises(InputError, match="--data_dir hub: aps/super_glue rte could not be loaded"):
         read_task(TASKS["RTE"], "hub", ("train",))
+    with pytest.raises(InputError, match="aps/super_glue/cb/validation: no such split, found train"):
+        hub(TASKS["CB"], {label: label for label in TASKS["CB"].labels}, ("train",))
+
+
+@pytest.mark.parametrize("label", (2, 1.0, "1.5", [1]))
+def test_a_data_set_whose_labels_have_no_names(label):
+    from datasets import Dataset
+    task, one = TASKS["BoolQ"], {"question": "q", "passage": "p", "idx": 0, "label": 1}
+    assert build_examples(task, read_dataset(Dataset.from_list([one]), task, "hub"), "hub")[0].label == 1
+    wrong = read_dataset(Dataset.from_list([{**one, "label": label}]), task, "hub")
+    with pytest.raises(InputError, match="hub:1: label .* found, expected one of False, True"):
+        build_examples(task, wrong, "hub")
+
+
+def test_a_data_set_that_is_not_utf_8():
+    import pyarrow
+    from datasets import Dataset
+    texts = pyarrow.array([b"p", b"\xff"]).view(pyarrow.string())
+    table = pyarrow.table({"premise": texts, "hypothesis": ["h"] * 2, "idx": [0, 1], "label": [""] * 2})
+    with pytest.raises(InputError, match="hub:2: byte 0 of a text is not UTF-8"):
+        list(read_dataset(Dataset(table), TASKS["CB"], "hub"))
 
 
 def test_byte_order_mark_and_windows_line_ends(tmp_path):

@@ -110,6 +110,10 @@ def test_files_without_labels_are_named(tmp_path, capsys):
     [
         ("{", ("CB.jsonl:2", "not JSON")),
         ("[1]", ("CB.jsonl:2", "list found")),
+        ('{"idx": 1, "label": "neutral", "label": "entailment"}', ("CB.jsonl:2", "'label' stands twice")),
+        ('{"idx": "\\ud83d", "label": "neutral"}', ("CB.jsonl:2", "field 'idx': \\ud83d found")),
+        ('{"idx": %s, "label": "neutral"}' % ("9" * 5000), ("CB.jsonl:2", "4300 digits")),
+        ('{"target": {"idx": 1}, "label": "neutral"}', ("CB.jsonl:2", '"target", "label"')),
         ('{"idx": 1}', ("CB.jsonl:2", '["idx"]', '"label"')),
         ('{"label": "neutral"}', ("CB.jsonl:2", '["label"]', '"idx"')),
         ('{"idx": 1, "label": "neutral", "more": {"label": "entailment"}}', ("CB.jsonl:2", '"more"')),

@@ -6,6 +6,8 @@ unlabelled. Whatever cannot be read raises InputError, which names file:line, wh
 import hashlib
 import json
 import re
+import reprlib
+import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -63,9 +65,8 @@ class RandomStreams:
         """One pass over `size` examples in random order: a list of arrays of indices, the last one shorter.
         count: so many whole batches instead, from as many passes as that takes."""
         passes = 1 if count is None else -(-count * batch_size // size)
-        order = np.concatenate(
-            [torch.randperm(size, generator=self.generator(*purpose)).numpy() for _ in range(passes)]
-        )
+        order = np.concatenate([torch.randperm(size, generator=self.generator(*purpose)).numpy()
+                                for _ in range(passes)])
         return cut_order(order if count is None else order[:count * batch_size], batch_size)
 
     def pick(self, count, *purpose):
@@ -82,7 +83,7 @@ class RandomStreams:
 @dataclass
 class Example:
     """One example: pairs (one a choice), label (class number, -1: not given), idx as in the data, where
-    (file:line), and what its builder counted."""
+    (file:line), and notes: what its builder and the reader counted."""
     idx: object
     pairs: list
     label: int
@@ -90,35 +91,85 @@ class Example:
     notes: Counter
 
 
+def shown(value):
+    """A value as messages show it: on one line, and not all of it where it is long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    return short.repr(value)
+
+
 def open_lines(path):
-    """The lines of a UTF-8 text file without their ends; InputError at the first line that is not UTF-8."""
+    """(number, line) of a UTF-8 text file, without line ends and byte-order mark. InputError at the first
+    line that is not UTF-8, and where git left a pointer in the file's place."""
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
-            line = line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
+            line = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r")
         except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}:{number}: byte {error.start} is not UTF-8; convert the file to UTF-8"
-            ) from None
+            raise InputError(f"{path}:{number}: byte {error.start} is not UTF-8; convert the file to"
+                             " UTF-8") from None
+        if number == 1 and line.startswith("version https://git-lfs"):
+            raise InputError(f"{path}:1: a pointer of git lfs found, expected the file; run git lfs pull")
         yield number, line
 
 
-def read_jsonl(path, task):
-    """(where, record) of each line; nested objects are flattened (WSC's `target`)."""
+STRICT = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
+
+def check_object(pairs):
+    """The dict of a JSON object's (name, value) pairs: json's object_pairs_hook. InputError where a name
+    stands twice, a text is no Unicode or a number is not finite, all of which json lets pass."""
+    record = {}
+    for name, value in pairs:
+        if name in record:
+            raise InputError(f"field {shown(name)} stands twice in one object, expected once")
+        try:
+            STRICT.encode([name, value]).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise InputError(f"field {shown(name)}: {half} found, half of a character, expected valid"
+                             " Unicode; write the text anew from its source") from None
+        except ValueError:
+            raise InputError(f"field {shown(name)}: {shown(value)} found, expected a finite number; leave it"
+                             " out, or write null") from None
+        record[name] = value
+    return record
+
+
+def read_objects(path):
+    """(where, record) of each line of a .jsonl file, as it stands there: nothing in it is opened."""
     for number, line in open_lines(path):
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
-            record = json.loads(line)
+            record = json.loads(line, object_pairs_hook=check_object)
         except json.JSONDecodeError as error:
-            raise InputError(
-                f"{where}: not JSON ({error.msg}, column {error.colno}); expected one object a line"
-            ) from None
+            raise InputError(f"{where}: not JSON ({error.msg}, column {error.colno}); expected one object a"
+                             " line") from None
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
+        except RecursionError:
+            raise InputError(f"{where}: nested too deep; expected an object of a few levels") from None
+        except ValueError:  # int's
+            raise InputError(f"{where}: a number of more than {sys.get_int_max_str_digits()} digits found,"
+                             " expected a shorter one, or text") from None
         if not isinstance(record, dict):
             raise InputError(f"{where}: {type(record).__name__} found, expected a JSON object")
-        for value in [value for value in record.values() if isinstance(value, dict)]:
-            record = {**record, **value}
         yield where, record
+
+
+def read_jsonl(path, task):
+    """(where, record) of each line of the official layout. The object that the task declares (`nested`) is
+    opened where there is one, and no other; InputError where it holds a name that stands beside it too."""
+    for where, record in read_objects(path):
+        inner = record.pop(task.nested, None)
+        if inner is not None and not isinstance(inner, dict):
+            raise InputError(f"{where}: field {task.nested!r}: {shown(inner)} found, expected an object")
+        both = sorted(record.keys() & (inner or {}).keys())
+        if both:
+            raise InputError(f"{where}: field {shown(both[0])} stands both in {task.nested!r} and beside it,"
+                             " expected once; remove one of them")
+        yield where, {**record, **(inner or {})}
 
 
 def read_tsv(path, task):
@@ -140,90 +191,107 @@ def read_tsv(path, task):
 
 def parse_field(record, name, kind, where):
     """The value of a field as `kind`; whole numbers may come as text."""
-    if name not in record or record[name] is None:
-        raise InputError(
-            f"{where}: field {name!r} missing, expected fields {', '.join(map(str, record))} and {name}"
-        )
-    value = record[name]
-    if kind is int and isinstance(value, str) and re.fullmatch(r"-?\d+", value.strip()):
+    value = record.get(name)
+    if value is None:
+        raise InputError(f"{where}: field {name!r} missing or null, found {', '.join(map(shown, record))}")
+    if kind is int and isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value.strip()):
         value = int(value)
-    if not isinstance(value, kind) or isinstance(value, bool):
+    if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and abs(value) >= 2 ** 63):
         expected = "text" if kind is str else "a whole number"
-        raise InputError(f"{where}: field {name!r}: {value!r} found, expected {expected}")
+        raise InputError(f"{where}: field {name!r}: {shown(value)} found, expected {expected}")
     return value
 
 
-def parse_label(value, task, where, as_class_number=False):
-    """The class number of a label as it stands in a file; -1 where it is not given (missing, empty or -1)."""
-    if value is None or str(value).strip() in ("", "-1"):
-        return -1
+def parse_idx(record, where):
+    """What names an example: a whole number or a text."""
+    idx = record.get("idx")
+    if not isinstance(idx, (int, str)) or isinstance(idx, bool) or not str(idx).strip():
+        raise InputError(f"{where}: field 'idx': {shown(idx)} found, expected a whole number or text that"
+                         " names the example")
+    return idx
+
+
+def label_spellings(task):
+    """{lower-case text: class number} of everything that stands for a label of the task."""
     spellings = {str(label).lower(): number for number, label in enumerate(task.labels)}
-    if as_class_number or set(task.labels) == {False, True}:
-        spellings |= {str(number): number for number in range(len(task.labels))}
-    number = spellings.get(str(value).strip().lower())
+    if set(task.labels) == {False, True}:
+        spellings |= {"0": 0, "1": 1}
+    return spellings | {name: number for number, name in enumerate(task.label_names)}
+
+
+def parse_label(value, task, where):
+    """The class number of a label as it stands in a file; -1 where it is not given (missing, empty or -1)."""
+    text = "" if value is None else str(value).strip().lower()
+    if text in ("", "-1"):
+        return -1
+    number = label_spellings(task).get(text)
     if number is None:
-        raise InputError(
-            f"{where}: label {value!r} found, expected one of {', '.join(map(str, task.labels))}"
-        )
+        raise InputError(f"{where}: label {shown(value)} found, expected one of"
+                         f" {', '.join(map(str, task.labels))}")
     return number
 
 
-# control characters, zero-width ones and marks of direction: most tokenizers drop them, so that a reader
-# should know
-INVISIBLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060\ufeff]")
+# What the log says of a split, by what is counted in an example's notes. Control characters, zero-width ones
+# and marks of direction: most tokenizers drop them, so that a reader should know.
+PATTERNS = {
+    "invisible": re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u200b-\u200f\u202a-\u202e\u2060\ufeff]"),
+    "empty": re.compile(r"\A\s*\Z"), "replaced": re.compile("\ufffd"),
+    "quoted": re.compile(r'\A"([^"]|"")*""([^"]|"")*"\Z')
+}
+WARNINGS = {
+    "empty": "have an empty text",
+    "replaced": "have U+FFFD in a text, which stands for a character that somebody could not decode",
+    "quoted": "have a text in quotes with doubled quotes in it, as spreadsheets write; all are read as text",
+    "in_train": "have the texts of an example in train"
+}
+UNREAD = "unread "  # before the names of fields that nobody asked for
 
 
-def build_examples(task, records, source, as_class_number=False, text_case="as_is"):
+def unread_fields(notes):
+    """Their names, for a message."""
+    return ", ".join(shown(how.removeprefix(UNREAD)) for how in notes if how.startswith(UNREAD))
+
+
+def build_examples(task, records, source, text_case="as_is"):
     """The Examples of a split: records checked and turned into texts, lower-cased where text_case is "lower"
     (METHOD.md row 5). Refuses duplicate idx, half-labelled and empty splits."""
-    examples, first_place = [], {}
+    examples, places, asked = [], {}, {*task.fields, "idx", "label"}
     for where, record in records:
         values = {name: parse_field(record, name, kind, where) for name, kind in task.fields.items()}
-        if not isinstance(record.get("idx"), (int, str)) or isinstance(record["idx"], bool):
-            raise InputError(
-                f"{where}: field 'idx': {record.get('idx')!r} found, expected a number or text that names the"
-                " example"
-            )
-        if record["idx"] in first_place:
-            raise InputError(
-                f"{where}: idx {record['idx']!r} stands already at {first_place[record['idx']]}; every "
-                "example of a split needs its own"
-            )
-        first_place[record["idx"]] = where
-        notes = Counter()
-        if any(INVISIBLE.search(value) for value in values.values() if isinstance(value, str)):
-            notes["invisible"] += 1
+        idx = parse_idx(record, where)
+        if str(idx) in places:
+            raise InputError(f"{where}: idx {shown(idx)} stands already at {places[str(idx)]}; every example"
+                             " of a split needs its own")
+        places[str(idx)] = where
+        texts = [value for value in values.values() if isinstance(value, str)]
+        notes = Counter(how for how, pattern in PATTERNS.items() if any(map(pattern.search, texts)))
+        notes.update(f"{UNREAD}{name}" for name in record if name not in asked)
         try:
             pairs = task.build(values, notes)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         if text_case == "lower":
             pairs = [(first.lower(), second.lower()) for first, second in pairs]
-        label = parse_label(record.get("label"), task, where, as_class_number)
-        examples.append(Example(record["idx"], pairs, label, where, notes))
+        examples.append(Example(idx, pairs, parse_label(record.get("label"), task, where), where, notes))
     if not examples:
         raise InputError(f"{source}: no examples found, expected at least one")
     bare = [example for example in examples if example.label < 0]
     if bare and len(bare) < len(examples):
-        raise InputError(
-            f"{bare[0].where}: no label, but {len(examples) - len(bare)} other examples of this split have"
-            " one; give all of them labels or none"
-        )
+        raise InputError(f"{bare[0].where}: no label, but {len(examples) - len(bare)} other examples of this"
+                         " split have one; give all of them labels or none")
     return examples
 
 
 def task_folder(data_dir, task):
     """The folder of `task` below data_dir, its name in any case; None where there is none."""
-    folders = sorted(
-        path for path in Path(data_dir).iterdir() if path.is_dir() and path.name.lower() == task.name.lower()
-    )
+    folders = sorted(path for path in Path(data_dir).iterdir()
+                     if path.is_dir() and path.name.lower() == task.name.lower())
     return next((path for path in folders if path.name == task.name), folders[0] if folders else None)
 
 
-LAYOUTS = (
-    ("jsonl", read_jsonl, {"train": "train.jsonl", "dev": "val.jsonl", "test": "test.jsonl"}),
-    ("tsv", read_tsv, {"train": "train.tsv", "quiz": "held.tsv", "dev": "dev.tsv", "test": "test.tsv"}),
-)
+LAYOUTS = (("jsonl", read_jsonl, {"train": "train.jsonl", "dev": "val.jsonl", "test": "test.jsonl"}),
+           ("tsv", read_tsv, {"train": "train.tsv", "quiz": "held.tsv", "dev": "dev.tsv",
+                              "test": "test.tsv"}))
 
 
 def has_training_file(data_dir, task):
@@ -245,13 +313,11 @@ def read_task(task, data_dir, parts, text_case="as_is"):
     if folder is None:
         raise InputError(
             f"--data_dir {data_dir}: no folder {task.name} found, expected {task.name}/train.jsonl (official"
-            f" layout) or {task.name}/train.tsv; give the folder that holds the task folders"
-        )
+            f" layout) or {task.name}/train.tsv; give the folder that holds the task folders")
     found = next(((read, names) for _, read, names in LAYOUTS if (folder / names["train"]).is_file()), None)
     if found is None:
         raise InputError(
-            f"{folder}: neither train.jsonl nor train.tsv found; put the files of {task.name} there"
-        )
+            f"{folder}: neither train.jsonl nor train.tsv found; put the files of {task.name} there")
     read, names = found
     splits = {}
     for part in parts:
@@ -263,56 +329,71 @@ def read_task(task, data_dir, parts, text_case="as_is"):
     return splits
 
 
-def read_hub(task, parts, text_case):
-    """read_task for `--data_dir hub`: aps/super_glue through `datasets`, from its cache when offline."""
+def load_hub(config):
+    """The DatasetDict aps/super_glue `config`, from the cache of `datasets` when offline."""
     from datasets import load_dataset
     from datasets.utils.logging import set_verbosity_error
     set_verbosity_error()
-    config = task.name.lower()
     try:
         try:
-            data = load_dataset("aps/super_glue", config)
+            return load_dataset("aps/super_glue", config)
         except RuntimeError:  # a repository that still has a loading script: its script-free conversion
-            data = load_dataset("aps/super_glue", config, revision="refs/convert/parquet")
+            return load_dataset("aps/super_glue", config, revision="refs/convert/parquet")
     # whatever datasets, the hub client or the network raised: one line, one way out
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"--data_dir hub: aps/super_glue {config} could not be loaded ({type(error).__name__}: {reason});"
-            " connect once to fill the cache, or give a folder with the official files"
-        ) from None
-    names = {"train": "train", "dev": "validation", "test": "test"}
-    return {
-        part: build_examples(
-            task,
-            (
-                (f"aps/super_glue/{config}/{names[part]}:{number}", row)
-                for number, row in enumerate(data[names[part]], 1)
-            ),
-            f"aps/super_glue/{config}/{names[part]}",
-            as_class_number=True,
-            text_case=text_case,
-        )
-        for part in parts
-        if part in names and names[part] in data
-    }
+        raise InputError(f"--data_dir hub: aps/super_glue {config} could not be loaded"
+                         f" ({type(error).__name__}: {reason}); connect once to fill the cache, or give a"
+                         " folder with the official files") from None
+
+
+def read_dataset(rows, task, source):
+    """(where, record) of each row of a `datasets.Dataset`. Class numbers become the names that its features
+    give them; InputError unless these are the task's labels, in whatever order."""
+    names, expected = getattr(rows.features.get("label"), "names", None), task.labels
+    if names is not None:
+        numbers = [label_spellings(task).get(name.lower(), -1) for name in names]
+        if sorted(numbers) != list(range(len(expected))):
+            raise InputError(f"{source}: classes {', '.join(names)} found, expected"
+                             f" {', '.join(map(str, expected))} in any order; is it the data of {task.name}?")
+    for number in range(len(rows)):
+        where = f"{source}:{number + 1}"
+        try:
+            record = rows[number]
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where}: byte {error.start} of a text is not UTF-8") from None
+        if names is not None and record["label"] in range(len(names)):
+            record["label"] = names[record["label"]]
+        yield where, record
+
+
+HUB_NAMES = {"train": "train", "dev": "validation", "test": "test"}
+
+
+def read_hub(task, parts, text_case):
+    """read_task for `--data_dir hub`."""
+    data, splits = load_hub(task.name.lower()), {}
+    for part in parts:
+        name = HUB_NAMES.get(part)
+        source = f"aps/super_glue/{task.name.lower()}/{name}"
+        if name in data:
+            splits[part] = build_examples(task, read_dataset(data[name], task, source), source, text_case)
+        elif part in ("train", "dev"):
+            raise InputError(f"{source}: no such split, found {', '.join(data)}")
+    return splits
 
 
 def curriculum_tasks(names, main_task, data_dir):
     """The curriculum's tasks in the table's order, the main task among them: those named, else those in
     data_dir."""
     if data_dir != "hub" and not Path(data_dir).is_dir():
-        raise InputError(
-            f"--data_dir {data_dir}: no such folder; expected a folder that holds {main_task.name}/"
-        )
+        raise InputError(f"--data_dir {data_dir}: no such folder; expected a folder that holds"
+                         f" {main_task.name}/")
     if names:
         wanted = {find_task(name, "--tasks").name for name in names}
     else:
-        wanted = {
-            task.name for task in TASKS.values() if data_dir == "hub" or has_training_file(data_dir, task)
-        }
-    wanted.add(main_task.name)
-    return [task for task in TASKS.values() if task.name in wanted]
+        wanted = {name for name in TASKS if data_dir == "hub" or has_training_file(data_dir, TASKS[name])}
+    return [task for name, task in TASKS.items() if name in wanted | {main_task.name}]
 
 
 # --- train and quiz -----------------------------------------------------------------------------------------
@@ -332,9 +413,8 @@ def split_train_quiz(task_name, idx, labels, split_seed):
         quota[label] += 1
     quiz = set()
     for label in counts:
-        members = sorted(
-            (number for number, value in enumerate(labels) if value == label), key=rank.__getitem__
-        )
+        members = sorted((number for number, value in enumerate(labels) if value == label),
+                         key=rank.__getitem__)
         quiz.update(members[:quota[label]])
     return [n for n in range(len(idx)) if n not in quiz], sorted(quiz)
 
@@ -396,22 +476,16 @@ class Split:
 
         # to a GPU from pinned memory, so that the copy waits for nothing and nothing waits for it
         def to_device(tensor):
-            return (
-                tensor.pin_memory().to(device, non_blocking=True)
-                if torch.device(device).type == "cuda"
-                else tensor
-            )
+            on_gpu = torch.device(device).type == "cuda"
+            return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor
 
         def padded(flat, pad):
             return to_device(torch.from_numpy(np.where(inside, flat[places], pad).astype(np.int64)))
 
         types = None if self.token_type_ids is None else padded(self.token_type_ids, self.pad_ids[1])
-        return Batch(
-            padded(self.input_ids, self.pad_ids[0]),
-            to_device(torch.from_numpy(inside.astype(np.int64))),
-            types,
-            to_device(self.labels[np.asarray(indices)]),
-        )
+        mask = to_device(torch.from_numpy(inside.astype(np.int64)))
+        return Batch(padded(self.input_ids, self.pad_ids[0]), mask, types,
+                     to_device(self.labels[np.asarray(indices)]))
 
     def encoded_checksum(self):
         """sha256 of everything that a model reads of the split: token ids, segments, padding, and the
@@ -423,24 +497,27 @@ class Split:
 
     def summary(self):
         """What args and results say of the split."""
-        spans = {how: count for how, count in self.notes.items() if how not in ("invisible", "unknown")}
+        spans = {how: count for how, count in self.notes.items()
+                 if how not in ("invisible", "unknown", *WARNINGS) and not how.startswith(UNREAD)}
         return {
-            "examples": len(self),
-            "truncated": self.truncated,
-            "labelled": self.labelled,
-            "sha256": self.checksum,
-            **({"spans": spans} if spans else {}),
-            **{how: self.notes[how] for how in ("invisible", "unknown") if how in self.notes},
+            "examples": len(self), "truncated": self.truncated, "labelled": self.labelled,
+            "sha256": self.checksum, **({"spans": spans} if spans else {}),
+            **{how: self.notes[how] for how in ("invisible", "unknown") if how in self.notes}
         }
 
     def absent_labels(self):
         """Labels of the task that no example has."""
-        seen = set(self.labels.tolist())
-        return (
-            [label for number, label in enumerate(self.task.labels) if number not in seen]
-            if self.labelled
-            else []
-        )
+        seen = set(self.labels.tolist()) if self.labelled else range(len(self.task.labels))
+        return [label for number, label in enumerate(self.task.labels) if number not in seen]
+
+    def remarks(self):
+        """What a reader should know of the split besides, a line each."""
+        name = f"{self.task.name}/{self.name}"
+        for how, words in WARNINGS.items():
+            if how in self.notes:
+                yield f"warning: {name}: {self.notes[how]} of {len(self)} examples {words}"
+        if unread_fields(self.notes):
+            yield f"{name}: fields not read: {unread_fields(self.notes)}"
 
 
 def checksum_examples(task, examples):
@@ -460,12 +537,8 @@ def encode_split(task, name, examples, tokenizer, max_seq_length, cls_segment="t
     ids, types = encoded["input_ids"], encoded.get("token_type_ids")
     long = [row for row, tokens in enumerate(ids) if len(tokens) > max_seq_length]
     if long:
-        cut = tokenizer(
-            [first[row] for row in long],
-            [second[row] for row in long],
-            truncation="longest_first",
-            max_length=max_seq_length,
-        )
+        cut = tokenizer([first[row] for row in long], [second[row] for row in long],
+                        truncation="longest_first", max_length=max_seq_length)
         for place, row in enumerate(long):
             ids[row] = cut["input_ids"][place]
             if types is not None:
@@ -474,66 +547,50 @@ def encode_split(task, name, examples, tokenizer, max_seq_length, cls_segment="t
         types = [[1, *row[1:]] for row in types]
     offsets = np.concatenate([[0], np.cumsum([len(tokens) for tokens in ids])])
     notes = sum((example.notes for example in examples), Counter())
-    strange = tokenizer.unk_token_id
-    unknown = {
-        row // task.rows for row, tokens in enumerate(ids) if strange is not None and strange in tokens
-    }
+    unknown = {row // task.rows for row, tokens in enumerate(ids) if tokenizer.unk_token_id in tokens}
     if unknown:
         notes["unknown"] = len(unknown)
-    return Split(
-        task=task,
-        name=name,
-        idx=[example.idx for example in examples],
-        where=[example.where for example in examples],
-        labels=torch.tensor([example.label for example in examples]),
-        input_ids=np.concatenate(ids).astype(np.int32),
-        token_type_ids=None if types is None else np.concatenate(types).astype(np.int8),
-        offsets=offsets,
-        pad_ids=(tokenizer.pad_token_id, getattr(tokenizer, "pad_token_type_id", 0)),
-        pad_to=max_seq_length if padding == "max_length" else None,
-        truncated=len({row // task.rows for row in long}),
-        checksum=checksum_examples(task, examples),
-        notes=dict(sorted(notes.items())),
-    )
+    return Split(task=task, name=name, idx=[example.idx for example in examples
+                                            ], where=[example.where for example in examples],
+                 labels=torch.tensor([example.label for example in examples
+                                      ]), input_ids=np.concatenate(ids).astype(np.int32),
+                 token_type_ids=None if types is None else np.concatenate(types).astype(np.int8),
+                 offsets=offsets, pad_ids=(tokenizer.pad_token_id, getattr(tokenizer, "pad_token_type_id",
+                                                                           0)),
+                 pad_to=max_seq_length if padding == "max_length" else None,
+                 truncated=len({row // task.rows for row in long
+                                }), checksum=checksum_examples(task,
+                                                               examples), notes=dict(sorted(notes.items())))
 
 
-def load_task(
-    task,
-    data_dir,
-    tokenizer,
-    max_seq_length,
-    split_seed,
-    quiz_batch_size,
-    parts=("train", "quiz", "dev", "test"),
-    text_case="as_is",
-    **encoding,
-):
+PARTS = ("train", "quiz", "dev", "test")
+
+
+def load_task(task, data_dir, tokenizer, max_seq_length, split_seed, quiz_batch_size, parts=PARTS,
+              text_case="as_is", **encoding):
     """{split name: Split} of a task: those `parts` that there are; train and quiz must be labelled, and quiz
     fill a batch."""
-    examples = read_task(
-        task,
-        data_dir,
-        [part for part in ("train", "quiz", "dev", "test") if part in parts or part == "train"],
-        text_case,
-    )
-    source = examples["train"][0].where.rsplit(":", 1)[0]
+    wanted = [part for part in PARTS if part in parts or part == "train"]
+    examples = read_task(task, data_dir, wanted, text_case)
+    whole = examples["train"]
+    source = whole[0].where.rsplit(":", 1)[0]
     for name in ("train", "quiz"):
         if name in examples and examples[name][0].label < 0:
-            raise InputError(
-                f"{examples[name][0].where}: no label found, expected every {name} example to have one"
-            )
+            unread = unread_fields(examples[name][0].notes)
+            raise InputError(f"{examples[name][0].where}: no label found, expected every {name} example to"
+                             f" have one{unread and f'; fields not read: {unread}'}")
+    trained_on = {tuple(example.pairs) for example in whole}
+    for example in sum((examples[name] for name in examples if name != "train"), []):
+        if tuple(example.pairs) in trained_on:
+            example.notes["in_train"] += 1
     if "quiz" not in examples:
-        whole = examples["train"]
-        train, quiz = split_train_quiz(
-            task.name, [e.idx for e in whole], [e.label for e in whole], split_seed
-        )
+        idx, labels = [example.idx for example in whole], [example.label for example in whole]
+        train, quiz = split_train_quiz(task.name, idx, labels, split_seed)
         examples |= {"train": [whole[n] for n in train], "quiz": [whole[n] for n in quiz]}
     if len(examples["quiz"]) < quiz_batch_size:
-        raise InputError(
-            f"--val_dataloader_size {quiz_batch_size}: {task.name} has {len(examples['quiz'])} quiz examples"
-            f" (from {source}), expected at least one whole batch; lower it or leave {task.name} out of"
-            " --tasks"
-        )
+        raise InputError(f"--val_dataloader_size {quiz_batch_size}: {task.name} has {len(examples['quiz'])}"
+                         f" quiz examples (from {source}), expected at least one whole batch; lower it or"
+                         f" leave {task.name} out of --tasks")
     if not examples["train"]:
         raise InputError(f"{source}: no examples left for train; expected at least two")
     return {name: encode_split(task, name, examples[name], tokenizer, max_seq_length, **encoding)
@@ -557,31 +614,20 @@ def resolve_settings(args):
 
 def load_data(args, main_task, tasks, tokenizer, protocol):
     """(splits of the main task by name, {curriculum task: its quiz Split} in the order of `tasks`)."""
-    read = {
-        task.name: load_task(
-            task,
-            args.data_dir,
-            tokenizer,
-            args.max_seq_length,
-            args.split_seed,
-            args.val_dataloader_size,
-            ("train", "quiz", "dev", "test") if task.name == main_task.name else ("quiz",),
-            protocol.text_case,
-            cls_segment=protocol.cls_segment,
-            padding=protocol.padding,
-        )
-        for task in tasks
-    }
+    read = {}
+    for task in tasks:
+        parts = PARTS if task.name == main_task.name else ("quiz",)
+        read[task.name] = load_task(task, args.data_dir, tokenizer, args.max_seq_length, args.split_seed,
+                                    args.val_dataloader_size, parts, protocol.text_case,
+                                    cls_segment=protocol.cls_segment, padding=protocol.padding)
     return read[main_task.name], {name: splits["quiz"] for name, splits in read.items()}
 
 
 def check_selection(select_on, data):
     """InputError unless the split that selects has labels."""
     if not data[select_on].labelled:
-        raise InputError(
-            f"--select_on {select_on}: {data[select_on].where[0]} has no label; expected a labelled"
-            f" {select_on} split, or --select_on quiz"
-        )
+        raise InputError(f"--select_on {select_on}: {data[select_on].where[0]} has no label; expected a"
+                         f" labelled {select_on} split, or --select_on quiz")
 
 
 def join_splits(splits):

@@ -7,7 +7,7 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 from bookkeeping.errors import InputError
-from data_utils import read_jsonl
+from data_utils import read_objects
 
 
 def score(task, predictions, labels):
@@ -77,8 +77,7 @@ def read_predictions(path, task):
     file:line, where a line is none or an idx stands twice."""
     answers, found, places = ({json.dumps(answer): number
                                for number, answer in enumerate(task.answers)}, {}, {})
-    for where, row in read_jsonl(Path(path), task):
-        # read_jsonl flattens objects
+    for where, row in read_objects(Path(path)):
         if not {"idx", "label"} <= row.keys() or any(isinstance(value, dict) for value in row.values()):
             raise InputError(
                 f'{where}: keys {json.dumps(list(row))} found, expected {{"idx": ..., "label": ...}}')

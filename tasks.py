@@ -5,7 +5,7 @@ its answer) stands in KINDS and nowhere else.
 """
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn import functional as F
@@ -50,8 +50,7 @@ def build_wic(record, notes):
         if not 0 <= start < end <= len(sentence):
             raise InputError(
                 f"fields start{number}, end{number}: {start}..{end} found, expected positions inside "
-                f"sentence{number}, which has {len(sentence)} characters"
-            )
+                f"sentence{number}, which has {len(sentence)} characters")
         marked.append(mark(sentence, (start, end, "*")))
     return [(f"{record['word']}: {marked[0]}", marked[1])]
 
@@ -80,8 +79,7 @@ def locate_span(text, index, span):
     if not inside_text:
         raise InputError(
             f"word index {index} found, expected 0 to {len(words) - 1} for a text of {len(words)} words, or a"
-            f" span that stands in the text; {span!r} does not"
-        )
+            f" span that stands in the text; {span!r} does not")
     return *expected, "absent"
 
 
@@ -135,12 +133,10 @@ def largest(outputs):
 
 
 KINDS = {
-    "classification": Kind(
-        F.cross_entropy, true_class_probability, soft_loss, largest, torch.int64, choices=False
-    ),
-    "multiple_choice": Kind(
-        F.cross_entropy, true_class_probability, soft_loss, largest, torch.int64, choices=True
-    ),
+    "classification": Kind(F.cross_entropy, true_class_probability, soft_loss, largest, torch.int64,
+                           choices=False),
+    "multiple_choice": Kind(F.cross_entropy, true_class_probability, soft_loss, largest, torch.int64,
+                            choices=True)
 }
 
 
@@ -150,10 +146,12 @@ KINDS = {
 class Task:
     """One task. A new one is one more entry of TASKS.
 
-    fields: name -> type, in the order of the released code's .tsv columns. labels: values in the files, class
-    number = position. answers: the same values as the leaderboard wants them. build(record, notes) gives the
-    (text, second text) pairs, one a choice, and may count things to report in notes. official: rows of the
-    official train, dev and test files. kind: of KINDS. metrics: the first one selects.
+    fields: name -> type. labels: values in the files, class number = position. answers: the same values as
+    the leaderboard wants them. build(record, notes) gives the (text, second text) pairs, one a choice, and
+    may count things to report in notes. official: rows of the official train, dev and test files. kind: of
+    KINDS. metrics: the first one selects. nested: the one object in a record that is opened. columns: {other
+    name of a .tsv's column, in lower case: field}. label_names: what else the labels may be called, in lower
+    case and in their order (the hub's COPA).
     """
     name: str
     fields: dict
@@ -163,6 +161,9 @@ class Task:
     official: tuple | None = None
     kind: str = "classification"
     metrics: tuple = ("accuracy",)
+    nested: str | None = None
+    columns: dict = field(default_factory=dict)
+    label_names: tuple = ()
 
     @property
     def rules(self):
@@ -180,19 +181,25 @@ class Task:
         return 1 if self.rules.choices else len(self.labels)
 
 
+PAIR = {"premise": str, "hypothesis": str}
+
 TASKS = {task.name: task for task in (
     Task("BoolQ", {"question": str, "passage": str}, (False, True), ("false", "true"),
          build_pair("question", "passage"), (9427, 3270, 3245)),
-    Task("CB", {"premise": str, "hypothesis": str}, *[("entailment", "contradiction", "neutral")] * 2,
-         build_pair("premise", "hypothesis"), (250, 56, 250), metrics=("accuracy", "f1")),
+    Task("CB", PAIR, *[("entailment", "contradiction", "neutral")] * 2, build_pair("premise", "hypothesis"),
+         (250, 56, 250), metrics=("accuracy", "f1")),
     Task("COPA", {"premise": str, "choice1": str, "choice2": str, "question": str}, (0, 1), (0, 1),
-         build_copa, (400, 100, 500), kind="multiple_choice"),
-    Task("RTE", {"premise": str, "hypothesis": str}, *[("entailment", "not_entailment")] * 2,
-         build_pair("premise", "hypothesis"), (2490, 277, 3000)),
-    Task("WiC", {"word": str, "sentence1": str, "sentence2": str, "start1": int, "start2": int, "end1": int,
-                 "end2": int}, (False, True), ("false", "true"), build_wic, (5428, 638, 1400)),
+         build_copa, (400, 100, 500), kind="multiple_choice", label_names=("choice1", "choice2")),
+    # the released code reads GLUE's files, whose columns are called so
+    Task("RTE", PAIR, *[("entailment", "not_entailment")] * 2, build_pair("premise", "hypothesis"),
+         (2490, 277, 3000), columns={"sentence1": "premise", "sentence2": "hypothesis"}),
+    Task("WiC", {"word": str, "sentence1": str, "sentence2": str,
+                 "start1": int, "start2": int, "end1": int, "end2": int},
+         (False, True), ("false", "true"), build_wic, (5428, 638, 1400)),
     Task("WSC", {"text": str, "span1_index": int, "span2_index": int, "span1_text": str, "span2_text": str},
-         (False, True), ("False", "True"), build_wsc, (554, 104, 146)),
+         (False, True), ("False", "True"), build_wsc, (554, 104, 146), nested="target",
+         columns={"sentence": "text", "span1_idx": "span1_index", "span2_idx": "span2_index",
+                  "span1_txt": "span1_text", "span2_txt": "span2_text"}),
 )}
 
 

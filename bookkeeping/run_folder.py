@@ -256,6 +256,9 @@ def describe_inputs(inputs, drawn):
         yield (f"warning: --val_dataloader_size {args.val_dataloader_size}: quiz has "
                f"{len(inputs.data['quiz'])} examples, one batch, so that an episode has one step, whose "
                "advantage is always 0, and the policy learns nothing; lower it")
+    splits = (*inputs.data.values(), *inputs.quiz.values())
+    for split in {(split.task.name, split.name): split for split in splits}.values():
+        yield from split.remarks()
     for side, names in drawn.items():
         folder, sha256 = getattr(inputs.checkpoints, side), inputs.summary[f"{side}_model"]
         yield (f"--{side}_model {folder}, sha256 {sha256[:16]}"

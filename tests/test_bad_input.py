@@ -175,6 +175,38 @@ def test_files(text, expected, command, capsys, data):
     refused(command, capsys, *expected, data_dir=data)
 
 
+HALF = "\\ud83d"  # of a character, as JSON escapes it
+
+
+@pytest.mark.parametrize("task, old, new, expected", [
+    ("CB", '"idx": 6', '"idx": ' + "9" * 5000, ("a number of more than 4300 digits",)),
+    ("CB", '"idx": 6', '"more": [1, ' + "9" * 5000 + '], "idx": 6', ("a number of more than 4300 digits",)),
+    ("WiC", '"start1": ', '"start1": ' + "9" * 99, ("field 'start1': 999", "expected a whole number")),
+    ("CB", '"idx": 6', '"more": ' + "[" * 3000 + "]" * 3000 + ', "idx": 6', ("nested too deep",)),
+    ("CB", '"idx": 6', '"more": ' + '{"a":' * 3000 + "1" + "}" * 3000 + ', "idx": 6', ("nested too deep",)),
+    ("CB", '"idx": 6', '"idx": Infinity', ("field 'idx': inf", "finite")),
+    ("CB", '"idx": 6', '"idx": 1e999', ("field 'idx': inf", "finite")),
+    ("CB", '"idx": 6', '"more": {"a": [NaN]}, "idx": 6', ("field 'a': [nan]", "finite")),
+    ("CB", '"label": ', '"label": "neutral", "label": ', ("field 'label' stands twice",)),
+    ("CB", '"idx": 6', '"more": {"a": 1, "a": 2}, "idx": 6', ("field 'a' stands twice",)),
+    ("CB", '"premise": "', f'"premise": "{HALF}', ("field 'premise': " + HALF, "Unicode")),
+    ("CB", '"label": "', f'"label": "{HALF}', ("field 'label': " + HALF,)),
+    ("CB", '"idx": 6', f'"idx": "{HALF}"', ("field 'idx': " + HALF,)),
+    ("CB", '"idx": 6', f'"a{HALF}": 1, "idx": 6', ("field 'a" + HALF,)),
+    ("WSC", '"span1_text": "', f'"span1_text": "{HALF}', ("field 'span1_text': " + HALF,)),
+    ("WSC", '"target": {', '"target": {"idx": 7, ', ("field 'idx' stands both in 'target' and beside it",)),
+    ("WSC", '"target": {', '"target": {"label": true, ', ("field 'label' stands both in 'target' and",)),
+    ("WSC", '"target": {', '"target": "he", "more": {', ("field 'target': 'he'", "expected an object")),
+], ids=spell)
+def test_lines(task, old, new, expected, command, capsys, data):
+    """What json would let pass, or end with a traceback."""
+    path = data / task / "train.jsonl"
+    lines = path.read_text().splitlines(True)
+    assert old in lines[6]
+    path.write_text("".join([*lines[:6], lines[6].replace(old, new, 1), *lines[7:]]))
+    refused(command, capsys, f"{path}:7: ", *expected, task=task, data_dir=data, tasks=[task])
+
+
 def test_missing_folder_and_files(command, capsys, data):
     (data / "CB" / "val.jsonl").unlink()
     refused(command, capsys, "CB/val.jsonl: no such file", data_dir=data)
@@ -182,17 +214,6 @@ def test_missing_folder_and_files(command, capsys, data):
     refused(command, capsys, "CB: neither train.jsonl nor train.tsv", data_dir=data)
     shutil.rmtree(data / "CB")
     refused(command, capsys, "--data_dir", "no folder CB", data_dir=data)
-
-
-def test_a_tsv_row_of_another_width(command, capsys, tmp_path):
-    (tmp_path / "data" / "CB").mkdir(parents=True)
-    (tmp_path / "data" / "CB" / "train.tsv").write_text("id\tpremise\thypothesis\tlabel\n0\tp\n")
-    refused(
-        command,
-        capsys,
-        "train.tsv:2: 2 columns found, expected 4: id, premise, hypothesis, label",
-        data_dir=tmp_path / "data",
-    )
 
 
 def test_models_that_are_none(command, capsys, tmp_path, encoders):
@@ -215,24 +236,25 @@ def test_weights_that_do_not_fit(command, capsys, tmp_path, encoders):
     refused(command, capsys, f"--student_model {cut.parent}", "cannot be loaded", student_model=cut.parent)
     tensors = load_file(encoders["bert"] / "model.safetensors")
     resized = spoiled("resized")
-    save_file(
-        {**tensors, "embeddings.word_embeddings.weight": torch.zeros(3, 3)},
-        resized,
-        metadata={"format": "pt"},
-    )
-    refused(
-        command, capsys, f"--teacher_model {resized.parent}", "cannot be loaded", teacher_model=resized.parent
-    )
+    save_file({**tensors, "embeddings.word_embeddings.weight": torch.zeros(3, 3)}, resized,
+              metadata={"format": "pt"})
+    refused(command, capsys, f"--teacher_model {resized.parent}", "cannot be loaded",
+            teacher_model=resized.parent)
     other = spoiled("other")
     save_file({"weight": torch.zeros(3, 3)}, other, metadata={"format": "pt"})
-    refused(
-        command, capsys, f"--teacher_model {other.parent}", "weights are missing", teacher_model=other.parent
-    )
+    refused(command, capsys, f"--teacher_model {other.parent}", "weights are missing",
+            teacher_model=other.parent)
     renamed = spoiled("renamed")
     renamed.rename(renamed.with_name("weights.safetensors"))
-    refused(
-        command, capsys, f"--teacher_model {renamed.parent}", "no weights found", teacher_model=renamed.parent
-    )
+    refused(command, capsys, f"--teacher_model {renamed.parent}", "no weights found",
+            teacher_model=renamed.parent)
+
+
+def test_a_tsv_row_of_another_width(command, capsys, tmp_path):
+    (tmp_path / "data" / "CB").mkdir(parents=True)
+    (tmp_path / "data" / "CB" / "train.tsv").write_text("id\tpremise\thypothesis\tlabel\n0\tp\n")
+    refused(command, capsys, "train.tsv:2: 2 columns found, expected 4: id, premise, hypothesis, label",
+            data_dir=tmp_path / "data")
 
 
 def test_an_unlabelled_quiz_file(command, capsys, tmp_path):
@@ -246,36 +268,26 @@ def test_an_unlabelled_quiz_file(command, capsys, tmp_path):
 def test_phase_dir(command, capsys, tmp_path):
     (tmp_path / "file").write_text("x")
     refused(command, capsys, f"--phase_dir {tmp_path}/file: cannot be made", phase_dir=tmp_path / "file")
-    refused(
-        command, capsys, "--fresh: found together with --phase_dir", phase_dir=tmp_path / "phases", fresh=True
-    )
+    refused(command, capsys, "--fresh: found together with --phase_dir", phase_dir=tmp_path / "phases",
+            fresh=True)
 
 
 def test_a_folder_whose_data_has_changed(command, capsys, data):
     assert command(stop_after="teacher", data_dir=data)[0] == 0
-    (data / "CB" / "train.jsonl").write_text(
-        "".join((data / "CB" / "train.jsonl").read_text().splitlines(True)[:-1])
-    )
+    (data / "CB" / "train.jsonl").write_text("".join(
+        (data / "CB" / "train.jsonl").read_text().splitlines(True)[:-1]))
     code, folder = command(stop_after="teacher", data_dir=data)
     error = capsys.readouterr().err
     assert code == 2 and "made from other data or encoders (CB/" in error
     (folder / "args.json").write_text("{")
-    assert (
-        command(stop_after="teacher", data_dir=data)[0] == 2
-        and "args.json: cannot be read" in capsys.readouterr().err
-    )
+    assert (command(stop_after="teacher", data_dir=data)[0] == 2
+            and "args.json: cannot be read" in capsys.readouterr().err)
 
 
 def test_a_hub_model_without_a_hub(command, capsys, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    refused(
-        command,
-        capsys,
-        "--teacher_model nobody/nothing",
-        "HF_HUB_OFFLINE",
-        "get_encoder.sh",
-        teacher_model="nobody/nothing",
-    )
+    refused(command, capsys, "--teacher_model nobody/nothing", "HF_HUB_OFFLINE", "get_encoder.sh",
+            teacher_model="nobody/nothing")
 
 
 def test_teacher_and_student_that_do_not_fit(command, capsys, tmp_path, encoders):
@@ -283,14 +295,8 @@ def test_teacher_and_student_that_do_not_fit(command, capsys, tmp_path, encoders
     refused(command, capsys, "hidden size 32", "teacher's 16", "pkd", student_model=wide)
     refused(command, capsys, "vocabulary", "share a tokenizer", student_model=encoders["mpnet"])
     shallow = make_encoder("bert", tmp_path / "shallow", num_hidden_layers=2)
-    refused(
-        command,
-        capsys,
-        "--nlayers 3",
-        "--teacher_model has 2 layers",
-        teacher_model=shallow,
-        student_model=encoders["bert"],
-    )
+    refused(command, capsys, "--nlayers 3", "--teacher_model has 2 layers", teacher_model=shallow,
+            student_model=encoders["bert"])
     small = make_encoder("bert", tmp_path / "small", vocab_size=50)
     refused(command, capsys, "vocabulary 50", teacher_model=small)
 
@@ -305,11 +311,8 @@ def test_a_folder_that_is_another_run(command, capsys, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("x")
     code, _ = command(folder="other")
-    assert (
-        code == 2
-        and "no run folder" in capsys.readouterr().err
-        and [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.tex"]
-    )
+    assert (code == 2 and "no run folder" in capsys.readouterr().err
+            and [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.tex"])
 
 
 
@@ -318,8 +321,7 @@ def test_a_tokenizer_without_a_padding_token(command, capsys, tmp_path, encoders
     folder = shutil.copytree(encoders["deberta"], tmp_path / "unpadded")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(
-        json.dumps({key: value for key, value in config.items() if key != "pad_token"})
-    )
+        json.dumps({key: value for key, value in config.items() if key != "pad_token"}))
     refused(command, capsys, f"--teacher_model {folder}", "no padding token", teacher_model=folder)
 
 
@@ -493,11 +495,19 @@ def test_what_is_no_encoder_of_text(command, capsys, tmp_path, encoders):
     ({"premise": "a\u200bb\u200dc"}, ("1 with invisible characters",)),
     ({"premise": "a\x00b"}, ("1 with invisible characters",)),
     ({"premise": "word " * 20000}, ("CB/train: 54 examples, 1 truncated",)),
-    ({"premise": ""}, ()),
+    ({"premise": ""}, ("warning: CB/train: 1 of 54 examples have an empty text",)),
+    ({"hypothesis": " \u3000\n"}, ("warning: CB/train: 1 of 54 examples have an empty text",)),
+    ({"premise": "caf\ufffd"}, ("warning: CB/train: 1 of 54 examples have U+FFFD",)),
+    ({"premise": '"he said ""no"""'}, ("warning: CB/train: 1 of 54 examples have a text in quotes",)),
+    ({"premise": '"no", he said, "no"'}, ()),
     ({"premise": "one\ntwo\ttabs"}, ()),
+    ({"premise": "one\r\ntwo"}, ()),
     ({"label": "Neutral"}, ()),
+    ({"label": " neutral "}, ()),
     ({"idx": "007"}, ()),
-    ({"extra": {"a": None, "b": [None]}}, ()),
+    ({"idx": 2 ** 80}, ()),
+    ({"extra": {"a": None, "b": [None]}}, ("CB/train: fields not read: 'extra'",)),
+    ({"meta": {"idx": 1, "label": "neutral"}}, ("CB/train: fields not read: 'meta'",)),
 ], ids=spell)
 def test_odd_rows_that_are_read(changes, expected, command, capsys, data):
     replace_row(data / "CB" / "train.jsonl", 6, **changes)
@@ -522,20 +532,30 @@ def test_numbers_and_booleans_as_text_are_read(task, changes, command, capsys, d
 @pytest.mark.parametrize(
     "task, changes, expected",
     [
-        ("CB", {"label": float("nan")}, ("label nan",)),
+        ("CB", {"label": float("nan")}, ("field 'label': nan",)),
+        ("CB", {"label": True}, ("label True", "entailment, contradiction, neutral")),
+        ("CB", {"label": 0}, ("label 0",)),
+        ("CB", {"label": "not_entailment"}, ("label 'not_entailment'",)),
         ("CB", {"premise": None}, ("field 'premise' missing",)),
         ("CB", {"premise": ["a"]}, ("field 'premise': ['a']",)),
         ("CB", {"premise": True}, ("field 'premise': True",)),
         ("CB", {"idx": None}, ("field 'idx': None",)),
         ("CB", {"idx": 1.5}, ("field 'idx': 1.5",)),
         ("CB", {"idx": True}, ("field 'idx': True",)),
+        ("CB", {"idx": 6.0}, ("field 'idx': 6.0",)),
+        ("CB", {"idx": " "}, ("field 'idx': ' '",)),
+        ("CB", {"idx": "5"}, ("idx '5' stands already at", "train.jsonl:6")),
         ("WSC", {"target": None}, ("field 'span1_index' missing",)),
         ("WSC", {"target": {"span1_index": None}}, ("field 'span1_index' missing",)),
         ("WiC", {"start1": 1.5}, ("field 'start1': 1.5", "whole number")),
         ("WiC", {"start1": -1}, ("fields start1, end1: -1..",)),
         ("WiC", {"start1": True}, ("field 'start1': True",)),
+        ("WiC", {"start1": "9" * 5000}, ("field 'start1': '999",)),
         ("BoolQ", {"label": "yes"}, ("label 'yes'",)),
+        ("BoolQ", {"label": 1.0}, ("label 1.0", "False, True")),
         ("COPA", {"label": 1.5}, ("label 1.5",)),
+        ("COPA", {"label": 1.0}, ("label 1.0",)),
+        ("COPA", {"label": True}, ("label True", "0, 1")),
     ],
     ids=spell,
 )
@@ -562,9 +582,8 @@ def test_odd_files_that_are_read(change, command, capsys, data):
     before = handled(command, capsys, data_dir=data, tasks=["CB"], folder="before")
     rewrite(data / "CB" / "train.jsonl", change)
     after = handled(command, capsys, data_dir=data, tasks=["CB"])
-    assert [line for line in before.splitlines() if "sha256" in line] == [
-        line for line in after.splitlines() if "sha256" in line
-    ]
+    assert [line for line in before.splitlines()
+            if "sha256" in line] == [line for line in after.splitlines() if "sha256" in line]
 
 
 @pytest.mark.parametrize(
@@ -587,16 +606,16 @@ def test_odd_files_that_are_not(change, expected, command, capsys, data):
 def test_labels_that_do_not_occur(command, capsys, data):
     """One class alone in train, two others in dev: it is said, and the run goes on."""
     rows = read_lines(data / "CB" / "train.jsonl")
-    (data / "CB" / "train.jsonl").write_text(
-        "".join(json.dumps({**row, "label": "neutral"}) + "\n" for row in rows)
-    )
-    handled(
-        command,
-        capsys,
-        "CB/train: no example with label entailment, contradiction",
-        data_dir=data,
-        tasks=["CB"],
-    )
+    (data / "CB" / "train.jsonl").write_text("".join(
+        json.dumps({**row, "label": "neutral"}) + "\n" for row in rows))
+    handled(command, capsys, "CB/train: no example with label entailment, contradiction", data_dir=data,
+            tasks=["CB"])
+
+
+def test_dev_equal_to_train(command, capsys, data):
+    shutil.copy(data / "CB" / "train.jsonl", data / "CB" / "val.jsonl")
+    handled(command, capsys, "warning: CB/dev: 60 of 60 examples have the texts of an example in train",
+            data_dir=data, tasks=["CB"])
 
 
 def test_paths_do_not_lead_outside(command, capsys, tmp_path, encoders):
@@ -605,14 +624,8 @@ def test_paths_do_not_lead_outside(command, capsys, tmp_path, encoders):
     (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
     names = dict.fromkeys(load_file(tmp_path / "elsewhere.safetensors"), "../elsewhere.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
-    refused(
-        command,
-        capsys,
-        f"--teacher_model {folder}",
-        "../elsewhere.safetensors",
-        "outside",
-        teacher_model=folder,
-    )
+    refused(command, capsys, f"--teacher_model {folder}", "../elsewhere.safetensors", "outside",
+            teacher_model=folder)
     folder = shutil.copytree(encoders["bert"], tmp_path / "code")
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "mine", "auto_map": {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}}
@@ -627,5 +640,4 @@ def test_sizes_that_do_not_fit_are_said_first(command, capsys, monkeypatch):
     monkeypatch.setattr("bookkeeping.machine.available_memory", lambda device: 2000)
     out = handled(command, capsys, "warning: about", "MiB of disk")
     assert out.index("MiB of memory") < out.index("teacher: computing") and out.index(
-        "MiB of disk"
-    ) < out.index("teacher: computing")
+        "MiB of disk") < out.index("teacher: computing")

@@ -94,21 +94,33 @@ def test_files_without_labels_are_named(tmp_path, capsys):
     assert len(lines) == 5 and lines[-1] == "not scored, no labels given: MultiRC.jsonl, RTE.jsonl"
 
 
-@pytest.mark.parametrize("line, expected", [
-    ("{", ("CB.jsonl:2", "not JSON")),
-    ("[1]", ("CB.jsonl:2", "list found")),
-    ('{"idx": 1}', ("CB.jsonl:2", '["idx"]', '"label"')),
-    ('{"label": "neutral"}', ("CB.jsonl:2", '["label"]', '"idx"')),
-    ('{"idx": 1, "label": "neutral", "more": {"label": "entailment"}}', ("CB.jsonl:2", '"more"')),
-    ('{"idx": 1.0, "label": "neutral"}', ("CB.jsonl:2", "idx 1.0", "whole number or text")),
-    ('{"idx": true, "label": "neutral"}', ("CB.jsonl:2", "idx true")),
-    ('{"idx": 0, "label": "neutral"}', ("CB.jsonl:2", "idx 0 stands already", "CB.jsonl:1")),
-    ('{"idx": 1, "label": "Neutral"}',
-     ("CB.jsonl:2", '"Neutral"', '"entailment", "contradiction", "neutral"')),
-    ('{"idx": 1, "label": 2}', ("CB.jsonl:2", "label 2")),
-    ('{"idx": 9, "label": "neutral"}', ("1 missing (1)", "1 unexpected (9)", "val.jsonl")),
-    ('{"idx": "1", "label": "neutral"}',
-     ("1 missing (1)", '1 unexpected ("1"), of which 1 differ only in type'))])
+@pytest.mark.parametrize(
+    "line, expected",
+    [
+        ("{", ("CB.jsonl:2", "not JSON")),
+        ("[1]", ("CB.jsonl:2", "list found")),
+        ('{"idx": 1, "label": "neutral", "label": "entailment"}', ("CB.jsonl:2", "'label' stands twice")),
+        ('{"idx": "\\ud83d", "label": "neutral"}', ("CB.jsonl:2", "field 'idx': \\ud83d found")),
+        ('{"idx": %s, "label": "neutral"}' % ("9" * 5000), ("CB.jsonl:2", "4300 digits")),
+        ('{"target": {"idx": 1}, "label": "neutral"}', ("CB.jsonl:2", '"target", "label"')),
+        ('{"idx": 1}', ("CB.jsonl:2", '["idx"]', '"label"')),
+        ('{"label": "neutral"}', ("CB.jsonl:2", '["label"]', '"idx"')),
+        ('{"idx": 1, "label": "neutral", "more": {"label": "entailment"}}', ("CB.jsonl:2", '"more"')),
+        ('{"idx": 1.0, "label": "neutral"}', ("CB.jsonl:2", "idx 1.0", "whole number or text")),
+        ('{"idx": true, "label": "neutral"}', ("CB.jsonl:2", "idx true")),
+        ('{"idx": 0, "label": "neutral"}', ("CB.jsonl:2", "idx 0 stands already", "CB.jsonl:1")),
+        (
+            '{"idx": 1, "label": "Neutral"}',
+            ("CB.jsonl:2", '"Neutral"', '"entailment", "contradiction", "neutral"'),
+        ),
+        ('{"idx": 1, "label": 2}', ("CB.jsonl:2", "label 2")),
+        ('{"idx": 9, "label": "neutral"}', ("1 missing (1)", "1 unexpected (9)", "val.jsonl")),
+        (
+            '{"idx": "1", "label": "neutral"}',
+            ("1 missing (1)", '1 unexpected ("1"), of which 1 differ only in type'),
+        ),
+    ],
+)
 def test_bad_predictions_are_refused(line, expected, tmp_path, capsys):
     lines = predicted(tmp_path).read_text().splitlines()
     write_lines(tmp_path / "CB.jsonl", [lines[0], line, *lines[2:]])

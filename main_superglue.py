@@ -10,6 +10,7 @@ import copy
 import shutil
 import sys
 from argparse import Namespace
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 
 from arguments import PATHS, Protocol, loss_name, parse_arguments, part_of_the_run, resolve_protocol
@@ -34,7 +35,7 @@ from bookkeeping.phases import Phase, PhaseStore, StoredOutputs
 from bookkeeping.probe import describe_probe
 from bookkeeping.run_folder import STATE_FOLDER, RunFolder, describe_inputs, say_result
 from bookkeeping.signals import stopping_on_signals
-from bookkeeping.tracker import open_tracker
+from bookkeeping.tracker import open_tracker, was_sent
 from curriculum import CurriculumTraining, Policy, train_curriculum
 from data_utils import (
     RandomStreams,
@@ -87,8 +88,10 @@ def run(args):
                 shutil.rmtree(args.output_dir / STATE_FOLDER, ignore_errors=True)
             print(f"{args.output_dir} holds this run, finished; nothing to do")
             say_result(finished, args.output_dir, print)
+            send_finished(inputs, finished)
             return 0
-        return four_phases(open_experiment(inputs, again=finished is not None))
+        with open_experiment(inputs, again=finished is not None) as lab:
+            return four_phases(lab)
 
 
 def four_phases(lab):
@@ -347,28 +350,51 @@ def locked(output_dir):
                 "is at work on this run; wait for it, or give another folder")
 
 
-def open_experiment(inputs, again=False):
-    """The Experiment of these inputs. From here on the run writes. again: it was finished, and --fresh asks
-    for it anew."""
-    args = inputs.args
-    drawn, probe = inputs.checkpoints.probe(args, inputs.protocol)
-    if again:
-        for path in (args.phase_dir, args.output_dir / STATE_FOLDER):
-            shutil.rmtree(path, ignore_errors=True)
-    if not args.fresh:  # else phases lie in the run's own folder
-        check_folder(args.phase_dir, "--phase_dir")
-    if inputs.device.type == "cpu":
-        keep_freed_memory()
+def identity_of_run(inputs):
+    """A hash of all that the run computes from, and of the code; however paths and flags were spelled."""
     settings = {name: value for name, value in part_of_the_run(inputs.settings).items() if name not in PATHS}
     depends = {"settings": settings, "data": inputs.summary, "device": inputs.device.type,
-               "fresh": args.fresh}
-    log = RunFolder(args.output_dir, inputs.settings, inputs.summary, identity_of(depends, four_phases)[0],
-                    args.save_seconds, open_tracker(args.report_to, args.output_dir, inputs.settings))
-    for line in (*describe_inputs(inputs, drawn), *describe_probe(probe)):
-        log.say(line)
-    store = PhaseStore(args.phase_dir, inputs.data, log.new_saver, log.say, log.environment)
-    say_needs(args, inputs.checkpoints, inputs.data["train"], inputs.device, log.say)
-    return Experiment(inputs, log, store, probe)
+               "fresh": inputs.args.fresh}
+    return identity_of(depends, four_phases)[0]
+
+
+def tracker_of(inputs, again=False):
+    """The Tracker of --report_to, for a `with`."""
+    args = inputs.args
+    return open_tracker(args.report_to, args.output_dir, inputs.settings, identity_of_run(inputs), again)
+
+
+def send_finished(inputs, result):
+    """Send a finished run to --report_to, if that has not all of it yet."""
+    folder = inputs.args.output_dir
+    if not was_sent(inputs.args.report_to, folder, result):
+        with tracker_of(inputs) as tracker:
+            tracker.start(print)
+            tracker.send_file(folder / "metrics.jsonl")
+            tracker.finish(result)
+
+
+@contextmanager
+def open_experiment(inputs, again=False):
+    """The Experiment of these inputs, for a `with`. From here on the run writes. again: it was finished, and
+    --fresh asks for it anew."""
+    args = inputs.args
+    drawn, probe = inputs.checkpoints.probe(args, inputs.protocol)
+    with tracker_of(inputs, again) as tracker:
+        if again:
+            for path in (args.phase_dir, args.output_dir / STATE_FOLDER):
+                shutil.rmtree(path, ignore_errors=True)
+        if not args.fresh:  # else phases lie in the run's own folder
+            check_folder(args.phase_dir, "--phase_dir")
+        if inputs.device.type == "cpu":
+            keep_freed_memory()
+        log = RunFolder(args.output_dir, inputs.settings, inputs.summary, identity_of_run(inputs),
+                        args.save_seconds, tracker)
+        for line in (*describe_inputs(inputs, drawn), *describe_probe(probe)):
+            log.say(line)
+        store = PhaseStore(args.phase_dir, inputs.data, log.new_saver, log.say, log.environment)
+        say_needs(args, inputs.checkpoints, inputs.data["train"], inputs.device, log.say)
+        yield Experiment(inputs, log, store, probe)
 
 
 @dataclass

@@ -15,6 +15,7 @@ from bookkeeping.machine import environment, peak_memory_bytes
 from bookkeeping.states import Saver
 
 STATE_FOLDER = "state"  # of phase 4, which belongs to the run alone
+NOT_SYNCED = ("tensorboard", "wandb")  # what trackers write, also while the run ends
 
 
 class ScreenHandler(logging.Handler):
@@ -38,7 +39,8 @@ class PhaseLog:
     that the file is the same however often the run was ended."""
 
     def __init__(self, folder):
-        self.folder, self.lines, self.written, self.shown, self.closed = folder, [], 0, False, False
+        self.folder, self.lines, self.shown, self.closed = folder, [], False, False
+        self.written = self.sent = 0
 
     def event(self, **values):
         """An epoch. Nothing after close(), as when two phases that take turns are computed for the sake of
@@ -52,6 +54,9 @@ class PhaseLog:
         if not self.closed:
             self.lines = list(lines)
             self.write()
+            for line in self.lines[self.sent:]:
+                self.folder.tracker.send(json.loads(line))
+            self.sent = len(self.lines)
 
     def show(self):
         self.shown = True
@@ -79,7 +84,7 @@ class PhaseLog:
 
 class RunFolder:
     """Opens a run's folder and writes what happens into it. settings: the resolved flags; identity: of the
-    state of phase 4; tracker: a function (figures, step), or None."""
+    state of phase 4; tracker: a Tracker, which is told the same."""
 
     def __init__(self, path, settings, data, identity, save_seconds, tracker):
         self.path, self.tracker, self.save_seconds = path, tracker, save_seconds
@@ -98,6 +103,7 @@ class RunFolder:
         mode = "a" if self.going_on else "w"
         self.metrics, self.trajectories = (open(self.path / f"{name}.jsonl", mode, encoding="utf-8")
                                            for name in ("metrics", "trajectories"))
+        tracker.start(self.say)
 
     def new_saver(self, folder, identity):
         """A Saver as --save_seconds wants it, whose cost result.json will tell."""
@@ -113,7 +119,7 @@ class RunFolder:
         return self.phase_logs.setdefault(phase, PhaseLog(self))
 
     def announce(self, values):
-        """An epoch or episode: one line of log.txt, and the tracker if there is one."""
+        """An epoch or episode: one line of log.txt."""
         kind = "epoch" if "epoch" in values else "episode"
         number, phase = values[kind], values["phase"]
         scores = "  ".join(f"{split} {figures['correct']}/{figures['total']}"
@@ -126,11 +132,6 @@ class RunFolder:
         loud = kind == "epoch" or values["best"] or number % 20 == 0
         self.logger.log(logging.INFO if loud else logging.DEBUG,
                         f"{phase} {kind} {number}: {parts}  {scores}{'  best' if values['best'] else ''}")
-        if self.tracker:
-            flat = {f"{phase}/{name}": value for name, value in values.items() if isinstance(value, float)}
-            flat |= {f"{phase}/{split}/{name}": value for split, figures in values["scores"].items()
-                     for name, value in figures.items()}
-            self.tracker(flat, number)
 
     # phase 4 writes its lines straight into the run's files: it is the log of its own loop
 
@@ -139,6 +140,7 @@ class RunFolder:
         self.announce(values)
         self.metrics.write(json.dumps(values) + "\n")
         self.metrics.flush()
+        self.tracker.send(values)
 
     def trajectory(self, **values):
         """One line of trajectories.jsonl."""
@@ -171,6 +173,7 @@ class RunFolder:
                 )
             file.truncate(size)
             file.seek(size)
+        self.tracker.send_file(self.path / "metrics.jsonl")
 
     def seconds_of_episodes(self):
         """Seconds that the episodes in metrics.jsonl took."""
@@ -198,11 +201,16 @@ class RunFolder:
                   "reused": [name for name, phase in phases.items() if phase["reused"]], "phases": phases}
         (self.path / "models").mkdir(exist_ok=True)
         write_json(self.path / "models" / "phases.json", phases)
-        for path in self.path.rglob("*"):
-            sync(path)
+        for own in self.path.iterdir():
+            if own.name not in NOT_SYNCED:
+                for path in (own, *own.rglob("*")):
+                    if not path.is_symlink():
+                        sync(path)
         write_record(self.path / "result.json", result)
         if result["stopped_after"] is None:
             self.saver.clear()
+        self.tracker.send_file(self.path / "metrics.jsonl")  # and the episodes that a saved state has reached
+        self.tracker.finish(result)
         say_result(result, self.path, self.say)
         return 0
 

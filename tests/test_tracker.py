@@ -112,7 +112,7 @@ def test_wandb_without_a_key_is_refused_before_anything_is_computed(command, mon
 
 
 def test_one_run_is_one_run_of_wandb(command, monkeypatch, tmp_path):
-    """Stopped after kd, then whole: one id, one offline copy with all phases; the environment's project wins."""
+    """Stopped after kd, then whole: one id, one offline copy with all; the environment's project wins."""
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_PROJECT", "of-the-environment")

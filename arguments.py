@@ -63,7 +63,8 @@ def build_parser():
         description="MPDistil: teacher, distilled student, meta-teacher, curriculum on one SuperGLUE task.")
 
     flag = parser.add_argument_group("task and data").add_argument
-    flag("--task", required=True, help="main task: BoolQ, CB, COPA, RTE, WiC or WSC, in any case")
+    flag("--task", required=True,
+         help="main task, in any case: BoolQ, CB, COPA, RTE, WiC or WSC (tasks.TASKS)")
     flag("--data_dir", required=True,
          help="folder of <Task>/{train,val,test}.jsonl or <TASK>/{train,held,dev,test}.tsv, or 'hub' for "
               "aps/super_glue")
@@ -193,15 +194,22 @@ def written(args):
     }
 
 
+def with_defaults(settings):
+    """The settings of a run, with the flags that the command did not have yet when it was made."""
+    usual = written(build_parser().parse_args(["--task", "", "--data_dir", ""]))
+    made = {**usual, **settings}
+    made["policy_learning_rate"] = made["policy_learning_rate"] or made["meta_learning_rate"]
+    return made
+
+
 def part_of_the_run(settings):
     """Those of the settings that decide what is computed."""
     return {name: value for name, value in settings.items() if name not in NOT_PART_OF_THE_RUN}
 
 
 # --- the protocols: where the paper's description and the authors' released code differ ---------------------
-# A Protocol has one field per row of docs/PROTOCOLS.md that matters in code. `paper` is the default of every
-# field,
-# `released` its other value. --protocol picks one, --set NAME=VALUE overrides single choices.
+# `paper` is the default of every field, `released` its other value. --protocol picks one, --set NAME=VALUE
+# overrides single choices. docs/PROTOCOLS.md says what each means.
 
 def choice(paper, released, row):
     """A field with two values; row: METHOD.md's number of the difference."""
@@ -210,41 +218,30 @@ def choice(paper, released, row):
 
 @dataclass(frozen=True)
 class Protocol:
-    """A named choice per difference, and behind it where it is read."""
-    copa_input: str = choice("both_choices", "first_choice", 1)                     # tasks.protocol_task
-    wic_input: str = choice("both_sentences", "first_sentence", 2)                  # tasks.protocol_task
-    wsc_input: str = choice("marked", "span_index", 3)                              # tasks.protocol_task
-    cls_segment: str = choice("tokenizer", "one", 4)                                # data_utils.encode_split
-    # data_utils.build_examples
-    text_case: str = choice("as_is", "lower", 5)
-    padding: str = choice("longest", "max_length", 6)                               # data_utils.encode_split
-    dropout: str = choice("training", "until_first_evaluation", 8)                  # models.set_training
-    # meta_policy.make_optimizer
-    weight_decay_on: str = choice("matrices", "everything", 9)
-    # main_superglue.Alternation
-    phase_order: str = choice("sequential", "alternating", 11)
-    # curriculum.train_curriculum
-    student_update: str = choice("each_step", "each_episode", 12)
-    # curriculum.train_curriculum
-    reward_weights: str = choice("after_update", "before_episode", 13)
-    # curriculum.train_curriculum
-    state_gradient: str = choice("detached", "attached", 14)
-    # curriculum.train_curriculum
-    credit: str = choice("same_step", "next_step", 15)
-    discount_from: str = choice("each_step", "episode_start", 16)                   # curriculum.advantages_of
-    quiz_batches: str = choice("redrawn", "fixed", 17)                              # curriculum.QuizBatches
-    # meta_policy.Evaluator, metrics.Best
-    selection: str = choice("main_metric", "f1_or_accuracy", 18)
-    data_order: str = choice("own_generators", "global_generator", 19)              # data_utils.RandomStreams
-    # meta_policy.apply_gradients
-    zero_grad: str = choice("none", "zeros", 20)
-    # curriculum.train_curriculum
-    reward_precision: str = choice("own", "float32", 21)
+    """A named choice per difference that matters in code, and behind it where it is read."""
+    copa_input: str = choice("both_choices", "first_choice", 1)            # tasks.protocol_task
+    wic_input: str = choice("both_sentences", "first_sentence", 2)         # tasks.protocol_task
+    wsc_input: str = choice("marked", "span_index", 3)                     # tasks.protocol_task
+    cls_segment: str = choice("tokenizer", "one", 4)                       # data_utils.encode_split
+    text_case: str = choice("as_is", "lower", 5)                           # data_utils.build_examples
+    padding: str = choice("longest", "max_length", 6)                      # data_utils.encode_split
+    dropout: str = choice("training", "until_first_evaluation", 8)         # models.set_training
+    weight_decay_on: str = choice("matrices", "everything", 9)             # meta_policy.make_optimizer
+    phase_order: str = choice("sequential", "alternating", 11)             # main_superglue.Alternation
+    student_update: str = choice("each_step", "each_episode", 12)          # curriculum.train_curriculum
+    reward_weights: str = choice("after_update", "before_episode", 13)     # curriculum.train_curriculum
+    state_gradient: str = choice("detached", "attached", 14)               # curriculum.train_curriculum
+    credit: str = choice("same_step", "next_step", 15)                     # curriculum.train_curriculum
+    discount_from: str = choice("each_step", "episode_start", 16)          # curriculum.advantages_of
+    quiz_batches: str = choice("redrawn", "fixed", 17)                     # curriculum.QuizBatches
+    selection: str = choice("main_metric", "f1_or_accuracy", 18)           # meta_policy.Evaluator
+    data_order: str = choice("own_generators", "global_generator", 19)     # data_utils.RandomStreams
+    zero_grad: str = choice("none", "zeros", 20)                           # meta_policy.apply_gradients
+    reward_precision: str = choice("own", "float32", 21)                   # curriculum.train_curriculum
 
 
-PROTOCOLS = {
-    "paper": Protocol(), "released": Protocol(**{f.name: f.metadata["values"][1] for f in fields(Protocol)})
-}
+PROTOCOLS = {"paper": Protocol(),
+             "released": Protocol(**{f.name: f.metadata["values"][1] for f in fields(Protocol)})}
 
 
 def resolve_protocol(args):

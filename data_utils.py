@@ -392,7 +392,8 @@ def curriculum_tasks(names, main_task, data_dir):
     if names:
         wanted = {find_task(name, "--tasks").name for name in names}
     else:
-        wanted = {name for name in TASKS if data_dir == "hub" or has_training_file(data_dir, TASKS[name])}
+        wanted = {name for name, task in TASKS.items()
+                  if (task.official if data_dir == "hub" else has_training_file(data_dir, task))}
     return [task for name, task in TASKS.items() if name in wanted | {main_task.name}]
 
 

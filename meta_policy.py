@@ -21,7 +21,8 @@ from models import set_training
 
 def pkd_loss(student_states, teacher_states):
     """pkd = mean squared difference of the L2-normalised [CLS] states of layers 1..n-1 (METHOD.md phase 2).
-    Both: (n - 1, batch, hidden). A student of one layer has no such layer: 0."""
+    Both: (n - 1, batch, hidden) -> scalar. It is a mean over entries, 2 (1 - cos) / hidden, which beta is
+    chosen for. A student of one layer has no such layer: 0."""
     if student_states.shape[0] == 0:
         return student_states.new_zeros(())
     return F.mse_loss(F.normalize(student_states, dim=-1), F.normalize(teacher_states, dim=-1))

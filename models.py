@@ -71,20 +71,15 @@ class Encoder(nn.Module):
             more["global_attention_mask"] = torch.zeros_like(batch.attention_mask)
             more["global_attention_mask"][:, 0] = 1
         with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            out = self.body(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                output_hidden_states=layers,
-                **more,
-            )
+            out = self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
+                            output_hidden_states=layers, **more)
             pooled = out.pooler_output if self.pooler is None else self.pooler(out.last_hidden_state)
         dtype = self.pooler_weight.dtype
         if not layers:
             return pooled.to(dtype), None
         between = [states[:, 0].to(dtype) for states in out.hidden_states[1:-1]]
-        return pooled.to(dtype), (
-            torch.stack(between) if between else pooled.new_zeros(0, *pooled.shape, dtype=dtype)
-        )
+        return pooled.to(dtype), (torch.stack(between) if between else pooled.new_zeros(
+            0, *pooled.shape, dtype=dtype))
 
 
 class Heads(nn.Module):
@@ -218,9 +213,8 @@ def save_model(model, folder, tasks, tokenizer):
         extra |= {f"pooler.{key}": value for key, value in model.encoder.pooler.state_dict().items()}
     save_heads(model.heads, folder, tasks)
     path = Path(folder) / HEADS_FILE
-    save_file(
-        {**load_file(path), **{key: value.detach().cpu().contiguous() for key, value in extra.items()}}, path
-    )
+    save_file({**load_file(path), **{key: value.detach().cpu().contiguous() for key, value in extra.items()}},
+              path)
 
 
 def has_pooler(folder):
@@ -243,8 +237,7 @@ def load_weights(model, folder, tasks):
     load_heads(model.heads, folder, tasks)
     stored = load_file(Path(folder) / HEADS_FILE)
     model.state_predictor.load_state_dict(
-        {key: stored[f"state_predictor.{key}"] for key in ("weight", "bias")}
-    )
+        {key: stored[f"state_predictor.{key}"] for key in ("weight", "bias")})
 
 
 def load_encoder(folder, bf16=False):
@@ -275,8 +268,7 @@ class FrozenEncoder:
             self.kept[key] = self.table(split, layers)
         table = self.kept[key]
         rows = torch.from_numpy(split.rows(range(len(split)) if indices is None else indices)).to(
-            table.device
-        )
+            table.device)
         found = table[:, :1 + layers][rows].to(self.device).transpose(0, 1).contiguous()
         return found[0], found[1:]
 
@@ -287,11 +279,8 @@ class FrozenEncoder:
     def table(self, split, layers):
         """The table of a split, from wherever it is to be had."""
         return self.fill(
-            torch.empty(
-                self.shape(split, layers), dtype=self.encoder.pooler_weight.dtype, device=self.device
-            ),
-            split,
-        )
+            torch.empty(self.shape(split, layers), dtype=self.encoder.pooler_weight.dtype,
+                        device=self.device), split)
 
     def shape(self, split, layers):
         return len(split) * split.task.rows, 1 + layers, self.encoder.pooler_weight.shape[0]

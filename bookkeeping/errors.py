@@ -25,5 +25,4 @@ class Stopped(Exception):
         self.signum = signum
         super().__init__(
             f"stopped by {signal.Signals(signum).name}; what was reached is saved, the same command "
-            "goes on from there"
-        )
+            "goes on from there")

@@ -44,12 +44,10 @@ def read_json(path, way_out):
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path}: cannot be read ({error}); expected the JSON that a run wrote; {way_out}"
-        ) from None
+            f"{path}: cannot be read ({error}); expected the JSON that a run wrote; {way_out}") from None
     if not isinstance(content, dict):
         raise InputError(
-            f"{path}: {type(content).__name__} found, expected the JSON object that a run wrote; {way_out}"
-        )
+            f"{path}: {type(content).__name__} found, expected the JSON object that a run wrote; {way_out}")
     return content
 
 

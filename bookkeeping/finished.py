@@ -1,7 +1,7 @@
 """Whether a run is finished: decided here, for the run itself and for a sweep of runs."""
 from pathlib import Path
 
-from arguments import NOT_PART_OF_THE_RUN, PATHS, PHASES
+from arguments import NOT_PART_OF_THE_RUN, PATHS, PHASES, with_defaults
 from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, read_record
 from bookkeeping.identity import code_has_changed
@@ -20,10 +20,9 @@ def finished_result(folder, settings, data=None, by_content=False):
         return None  # or a run that was ended while it wrote its first file
     if not (folder / "args.json").is_file():
         raise InputError(
-            f"--output_dir {folder}: it exists and is no run folder (no args.json); give another one"
-        )
+            f"--output_dir {folder}: it exists and is no run folder (no args.json); give another one")
     way_out = f"--output_dir {folder}: give another folder, or remove this one"
-    before = read_json(folder / "args.json", way_out)
+    before = with_defaults(read_json(folder / "args.json", way_out))
     differ = [
         f"--{name} {before.get(name)!r} there, {settings.get(name)!r} now"
         for name in sorted(before | settings)
@@ -33,8 +32,7 @@ def finished_result(folder, settings, data=None, by_content=False):
     if differ:
         raise InputError(
             f"--output_dir {folder}: holds a run with other arguments ({'; '.join(differ)}); give another "
-            "folder, or the arguments that it was started with"
-        )
+            "folder, or the arguments that it was started with")
     if data is not None and (folder / "data.json").is_file():
         there = read_json(folder / "data.json", way_out)
         changed = [name for name in sorted(there | data) if there.get(name) != data.get(name)]
@@ -46,16 +44,13 @@ def finished_result(folder, settings, data=None, by_content=False):
     result = read_record(folder / "result.json", way_out)
     if STOPS.index(result["stopped_after"]) < STOPS.index(settings["stop_after"]):
         return None
-    other = (
-        [name for name, code in result["code"].items() if code_has_changed(code)]
-        if "code" in result
-        else ["all"]
-    )
+    other = ["all"]
+    if "code" in result:
+        other = [name for name, code in result["code"].items() if code_has_changed(code)]
     if other and not settings["fresh"]:
         raise InputError(
             f"--output_dir {folder}: holds this run, finished, but made by other code (changed since: "
-            f"{', '.join(other)}); --fresh computes it again, or give another folder"
-        )
+            f"{', '.join(other)}); --fresh computes it again, or give another folder")
     return result
 
 

@@ -14,16 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
-COMPUTING = (
-    "main_superglue",
-    "meta_policy",
-    "curriculum",
-    "baselines",
-    "models",
-    "metrics",
-    "data_utils",
-    "tasks",
-)
+COMPUTING = ("main_superglue", "meta_policy", "curriculum", "models", "metrics", "data_utils", "tasks")
 ASSEMBLY = "main_superglue"
 VERSIONS = ("torch", "transformers")
 ALWAYS_CALLED = ("forward",)  # of a class, beside the methods whose names begin with __
@@ -120,9 +111,8 @@ def code_of(function, without=()):
 def describe_code(function, without=()):
     """The code of a function as result.json keeps it, for code_has_changed."""
     return {
-        "function": function.__name__,
-        "without": list(without),
-        "sha256": code_of(function.__name__, tuple(without)),
+        "function": function.__name__, "without": list(without),
+        "sha256": code_of(function.__name__, tuple(without))
     }
 
 

@@ -30,18 +30,13 @@ def resolve_device(device, precision):
         raise InputError("--device cuda: no CUDA device found; use --device cpu or auto")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if (
-        precision == "bf16"
-        and device == "cuda"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
+    if (precision == "bf16" and device == "cuda"
+            and not torch.cuda.is_bf16_supported(including_emulation=False)):
         raise InputError("--precision bf16: this GPU has no bfloat16 instructions; use --precision fp32")
     if precision == "bf16" and device == "cpu" and not cpu_has_bf16():
         print(
             "warning: --precision bf16: this CPU has no bfloat16 instructions, and is several times slower"
-            " with it than with --precision fp32",
-            file=sys.stderr,
-        )
+            " with it than with --precision fp32", file=sys.stderr)
     return torch.device(device)
 
 
@@ -71,11 +66,8 @@ def available_memory(device):
     if device.type == "cuda":
         return torch.cuda.mem_get_info()[0]
     try:
-        line = next(
-            line
-            for line in Path("/proc/meminfo").read_text().splitlines()
-            if line.startswith("MemAvailable:")
-        )
+        line = next(line for line in Path("/proc/meminfo").read_text().splitlines()
+                    if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
     return int(line.split()[1]) * 1024
@@ -91,25 +83,22 @@ def say_needs(args, checkpoints, train, device, say):
     disk = 4 * (teacher + students * student + 2 * 4 * max(teacher, student)
                 + len(train) * train.task.rows * args.nlayers * checkpoints.hidden_size)
     there = available_memory(device)
-    for what, needed, found, where in (
-        ("memory", memory, there, f"on {device.type}"),
-        ("disk", disk, shutil.disk_usage(args.phase_dir.absolute().parent).free, f"at {args.phase_dir}"),
-    ):
+    for what, needed, found, where in (("memory", memory, there, f"on {device.type}"),
+                                       ("disk", disk,
+                                        shutil.disk_usage(args.phase_dir.absolute().parent).free,
+                                        f"at {args.phase_dir}")):
         short = found is not None and found < needed
-        say(
-            f"{'warning: ' if short else ''}about {needed / 2 ** 20:.0f} MiB of {what} needed {where}"
-            + ("" if found is None else f", {found / 2 ** 20:.0f} MiB free")
-            + (": it may not be enough" if short else "")
-        )
+        say(f"{'warning: ' if short else ''}about {needed / 2 ** 20:.0f} MiB of {what} needed {where}" +
+            ("" if found is None else f", {found / 2 ** 20:.0f} MiB free") +
+            (": it may not be enough" if short else ""))
 
 
 def environment():
     """Versions, machine and, when there is one, git commit."""
     def git(*words):
         try:
-            return subprocess.run(
-                ["git", "-C", str(HERE), *words], capture_output=True, text=True, check=True
-            ).stdout.strip()
+            return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True,
+                                  check=True).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return None
 
@@ -117,16 +106,10 @@ def environment():
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
-        **{name: version_of(name) for name in PACKAGES},
-        "platform": platform.platform(),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "cpu_threads": torch.get_num_threads(),
-        "gpu": gpu,
-        "git_commit": commit,
-        "git_changes": bool(git("status", "--porcelain")) if commit else None,
-        "command": sys.argv,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **{name: version_of(name) for name in PACKAGES}, "platform": platform.platform(), "cpu": cpu_name(),
+        "cores": os.cpu_count(), "cpu_threads": torch.get_num_threads(), "gpu": gpu, "git_commit": commit,
+        "git_changes": bool(git("status", "--porcelain")) if commit else None, "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")
     }
 
 

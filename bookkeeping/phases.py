@@ -61,8 +61,7 @@ class Phase:
         if record["depends_on"] != self.depends_on:
             raise InputError(
                 f"--phase_dir: {self.folder}/phase.json does not describe the phase that its name says; "
-                "remove that folder"
-            )
+                "remove that folder")
         for file, expected in record["files"].items():
             if not (self.folder / file).is_file() or checksum(self.folder / file) != expected:
                 raise InputError(f"{self.folder / file}: not the bytes that were written (sha256); remove "
@@ -120,9 +119,8 @@ class PhaseStore:
 
         log: the phase's lines. keep_state: another phase ends with this state too, and will clear it.
         """
-        identity, depends = identity_of(
-            {"phase": name, "settings": asdict(settings), "reads": reads}, function, without
-        )
+        identity, depends = identity_of({"phase": name, "settings": asdict(settings), "reads": reads},
+                                        function, without)
         folder = self.folder / f"{name}-{identity[:16]}"
         with lock(self.folder / f".{folder.name}.lock", self.say):
             saver = self.saver_of(self.folder / f".{folder.name}.state", folder.name)

@@ -124,11 +124,8 @@ class RunFolder:
         number, phase = values[kind], values["phase"]
         scores = "  ".join(f"{split} {figures['correct']}/{figures['total']}"
                            for split, figures in values["scores"].items())
-        parts = "  ".join(
-            f"{name} {values[name]:.4f}"
-            for name in ("loss", "reward", "entropy", "gradient_norm")
-            if name in values
-        )
+        parts = "  ".join(f"{name} {values[name]:.4f}" for name in ("loss", "reward", "entropy",
+                                                                    "gradient_norm") if name in values)
         loud = kind == "epoch" or values["best"] or number % 20 == 0
         self.logger.log(logging.INFO if loud else logging.DEBUG,
                         f"{phase} {kind} {number}: {parts}  {scores}{'  best' if values['best'] else ''}")
@@ -161,16 +158,13 @@ class RunFolder:
 
     def load_state_dict(self, positions):
         """Cut both files back to what they held, and go on from there."""
-        for file, size in (
-            (self.metrics, positions["metrics"]),
-            (self.trajectories, positions["trajectories"]),
-        ):
+        for file, size in ((self.metrics, positions["metrics"]), (self.trajectories,
+                                                                  positions["trajectories"])):
             there = os.fstat(file.fileno()).st_size
             if there < size:
                 raise InputError(
                     f"{file.name}: {there} bytes found, expected at least the {size} of the saved state; "
-                    f"remove {self.saver.folder} to begin phase 4 again"
-                )
+                    f"remove {self.saver.folder} to begin phase 4 again")
             file.truncate(size)
             file.seek(size)
         self.tracker.send_file(self.path / "metrics.jsonl")
@@ -229,29 +223,19 @@ def open_logger(path):
 def describe_inputs(inputs, drawn):
     """Lines that say what a run reads. drawn: {"teacher", "student": names of weights that are drawn at
     random}."""
-    yield (
-        f"main task {inputs.task.name}; curriculum tasks found in {inputs.args.data_dir}:"
-        f" {', '.join(inputs.quiz)}"
-    )
+    yield (f"main task {inputs.task.name}; curriculum tasks found in {inputs.args.data_dir}:"
+           f" {', '.join(inputs.quiz)}")
     for name, figures in inputs.summary.items():
         if name in ("teacher_model", "student_model"):
             continue
         spans = figures.get("spans")
-        yield (
-            f"{name}: {figures['examples']} examples, {figures['truncated']} truncated, sha256 "
-            f"{figures['sha256'][:16]}"
-            + (
-                f", spans located: {', '.join(f'{count} {how}' for how, count in spans.items())}"
-                if spans
-                else ""
-            )
-            + (f", {figures['invisible']} with invisible characters" if "invisible" in figures else "")
-            + (
-                f", {figures['unknown']} with characters that the tokenizer does not know"
-                if "unknown" in figures
-                else ""
-            )
-        )
+        yield (f"{name}: {figures['examples']} examples, {figures['truncated']} truncated, sha256 "
+               f"{figures['sha256'][:16]}" +
+               (f", spans located: {', '.join(f'{count} {how}' for how, count in spans.items())}"
+                if spans else "") +
+               (f", {figures['invisible']} with invisible characters" if "invisible" in figures else "") +
+               (f", {figures['unknown']} with characters that the tokenizer does not know"
+                if "unknown" in figures else ""))
     for split in (inputs.data["train"], *inputs.quiz.values()):
         if split.absent_labels():
             yield (f"warning: {split.task.name}/{split.name}: no example with label "
@@ -276,10 +260,8 @@ def describe_inputs(inputs, drawn):
 def say_result(result, folder, say):
     """The table of rows with counts, and where everything lies."""
     changes = "".join(f" {change}" for change in result["set"])
-    say(
-        f"{result['task']}, protocol {result['protocol']}{changes}, loss {result['loss']}, reward"
-        f" {result['reward']}, curriculum {result['curriculum']}, seed {result['seed']}; dev:"
-    )
+    say(f"{result['task']}, protocol {result['protocol']}{changes}, loss {result['loss']}, reward"
+        f" {result['reward']}, curriculum {result['curriculum']}, seed {result['seed']}; dev:")
     for name, row in result["rows"].items():
         dev = row["dev"]
         if dev is None:

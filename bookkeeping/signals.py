@@ -5,8 +5,7 @@ from contextlib import contextmanager
 from bookkeeping.errors import Stopped
 
 STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
-)
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
 requested = []  # the signal that asked the run to stop, if one did
 

@@ -83,9 +83,8 @@ class Trained:
         gradients = {name: parameter.grad for name, parameter in self.module.named_parameters()
                      if parameter.grad is not None}
         return {
-            "module": self.module.state_dict(),
-            "gradients": gradients,
-            "optimizer": self.optimizer.state_dict(),
+            "module": self.module.state_dict(), "gradients": gradients,
+            "optimizer": self.optimizer.state_dict()
         }
 
     def load_state_dict(self, state):
@@ -144,9 +143,9 @@ class Meter:
 
     def table(self):
         """(steps, figures) float64 on the CPU."""
-        return torch.stack(
-            [torch.stack([value.double() for value in step.values()]) for step in self.steps]
-        ).cpu()
+        return torch.stack([torch.stack([value.double()
+                                         for value in step.values()])
+                            for step in self.steps]).cpu()
 
     def fail(self, step, what):
         split, indices = self.examples[step]
@@ -155,8 +154,7 @@ class Meter:
             f"{self.where}, step {step + 1}: {what} at learning rate {self.rate:g}; examples of"
             f" {split.task.name} {split.name}: idx {examples}. The last saved state, from before this step,"
             " and all finished phases are kept: lower the rate or --max_grad_norm and use another"
-            " --output_dir, or mend the data or the checkpoint"
-        )
+            " --output_dir, or mend the data or the checkpoint")
 
     def state_dict(self):
         if self.steps:
@@ -187,9 +185,8 @@ class Saver:
     def newest(self):
         """(path, content) of the newest state's .json file; None if there is none of this identity.
         InputError if it is damaged."""
-        path = max(
-            self.folder.glob("state-*.json"), key=lambda path: int(path.stem.split("-")[1]), default=None
-        )
+        path = max(self.folder.glob("state-*.json"), key=lambda path: int(path.stem.split("-")[1]),
+                   default=None)
         if path is None:
             return None
         if self.found and path == self.found[0]:  # read and checked already
@@ -198,16 +195,14 @@ class Saver:
         if record["identity"] != self.identity:
             self.say(
                 f"{self.folder}: the state there is of other code, versions, settings or devices: this phase "
-                "begins again"
-            )
+                "begins again")
             self.clear()
             return None
         tensors = path.with_suffix(".safetensors")
         if not tensors.is_file() or checksum(tensors) != record["sha256"]:
             raise InputError(
                 f"{tensors}: not the bytes that were saved (sha256); remove {self.folder} to begin this "
-                "phase again"
-            )
+                "phase again")
         self.found = path, record["values"]
         return self.found
 

@@ -35,6 +35,8 @@ def read_run(folder, row):
     result = read_record(folder / "result.json", "give the folder as the run left it")
     if result["task"] not in TASKS:
         raise InputError(f"{folder}: task {result['task']} found, expected one of {', '.join(TASKS)}")
+    if TASKS[result["task"]].official is None:
+        raise InputError(f"{folder}: {result['task']} is no task of the leaderboard; leave this run out")
     task, last = TASKS[result["task"]], "no_curriculum" if result["curriculum"] == "main_task" else "mpdistil"
     chosen = last if row is None else row
     if chosen not in result["rows"]:
@@ -92,7 +94,7 @@ def collect(folders, output, row):
         runs[task.name], contents[f"{task.name}.jsonl"] = folder, content
         lines.append(line)
     write_zip(output, contents)
-    without_run = [name for name in TASKS if name not in runs]
+    without_run = [name for name, task in TASKS.items() if task.official and name not in runs]
     missing = ([f"{', '.join(without_run)} (no run given)"] if without_run else []) + list(NOT_COMPUTED)
     print(*lines, f"{output}: {', '.join(sorted(contents))}",
           f"missing for a complete submission: {'; '.join(missing)}", sep="\n")

@@ -22,8 +22,7 @@ TASK_NAMES = ("BoolQ", "CB", "COPA", "RTE", "WiC", "WSC")
 
 def corpus():
     return [
-        line
-        for path in sorted((ROOT / "sample_data").glob("*/train.jsonl"))
+        line for path in sorted((ROOT / "sample_data").glob("*/train.jsonl"))
         for line in path.read_text().splitlines()
     ]
 
@@ -41,14 +40,8 @@ def write_wordpiece(folder, special, **config):
 
 
 def tiny_sizes(vocab_size):
-    return dict(
-        vocab_size=vocab_size,
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=100,
-    )
+    return dict(vocab_size=vocab_size, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
+                intermediate_size=32, max_position_embeddings=100)
 
 
 def make_encoder(kind, folder, seed=0, **changes):
@@ -60,75 +53,45 @@ def make_encoder(kind, folder, seed=0, **changes):
         size = write_wordpiece(folder, bert_special, tokenizer_class="BertTokenizer", do_lower_case=True)
         model = transformers.BertModel(transformers.BertConfig(**{**tiny_sizes(size), **changes}))
     elif kind == "distilbert":
-        size = write_wordpiece(
-            folder, bert_special, tokenizer_class="DistilBertTokenizer", do_lower_case=True
-        )
+        size = write_wordpiece(folder, bert_special, tokenizer_class="DistilBertTokenizer",
+                               do_lower_case=True)
         sizes = tiny_sizes(size)
         model = transformers.DistilBertModel(
-            transformers.DistilBertConfig(
-                vocab_size=size,
-                dim=sizes["hidden_size"],
-                n_layers=sizes["num_hidden_layers"],
-                n_heads=2,
-                hidden_dim=32,
-                max_position_embeddings=100,
-            )
-        )
+            transformers.DistilBertConfig(vocab_size=size, dim=sizes["hidden_size"],
+                                          n_layers=sizes["num_hidden_layers"], n_heads=2, hidden_dim=32,
+                                          max_position_embeddings=100))
     elif kind == "mpnet":
-        size = write_wordpiece(
-            folder, ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "[UNK]"), tokenizer_class="MPNetTokenizer"
-        )
+        size = write_wordpiece(folder, ("<s>", "<pad>", "</s>", "<unk>", "<mask>", "[UNK]"),
+                               tokenizer_class="MPNetTokenizer")
         model = transformers.MPNetModel(
-            transformers.MPNetConfig(**tiny_sizes(size), pad_token_id=1, bos_token_id=0, eos_token_id=2)
-        )
+            transformers.MPNetConfig(**tiny_sizes(size), pad_token_id=1, bos_token_id=0, eos_token_id=2))
     else:
         tokenizer = Tokenizer(models.Unigram())
         tokenizer.normalizer = normalizers.NFKC()
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         special = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"]
         tokenizer.train_from_iterator(
-            corpus(), trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="[UNK]")
-        )
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]",
-            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-            special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
-        )
-        fast = transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer,
-            pad_token="[PAD]",
-            cls_token="[CLS]",
-            sep_token="[SEP]",
-            unk_token="[UNK]",
-            mask_token="[MASK]",
-            model_max_length=96,
-        )
+            corpus(), trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="[UNK]"))
+        tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]",
+                                                                 pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+                                                                 special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+        fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]",
+                                                    cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]",
+                                                    mask_token="[MASK]", model_max_length=96)
         fast.save_pretrained(folder)
         model = transformers.DebertaV2Model(
-            transformers.DebertaV2Config(
-                **tiny_sizes(len(fast)),
-                type_vocab_size=0,
-                relative_attention=True,
-                pos_att_type=["p2c", "c2p"],
-                max_relative_positions=-1,
-                position_buckets=8,
-                norm_rel_ebd="layer_norm",
-                share_att_key=True,
-            )
-        )
+            transformers.DebertaV2Config(**tiny_sizes(len(fast)), type_vocab_size=0, relative_attention=True,
+                                         pos_att_type=["p2c", "c2p"], max_relative_positions=-1,
+                                         position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True))
     model.save_pretrained(folder)
     return folder
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--bad_input_table",
-        metavar="FILE",
-        help="write what tests/test_bad_input.py gave, and what was said, as markdown",
-    )
-    parser.addoption(
-        "--families_table", metavar="FILE", help="write what tests/test_families.py found, as markdown"
-    )
+    parser.addoption("--bad_input_table", metavar="FILE",
+                     help="write what tests/test_bad_input.py gave, and what was said, as markdown")
+    parser.addoption("--families_table", metavar="FILE",
+                     help="write what tests/test_families.py found, as markdown")
 
 
 def pytest_sessionfinish(session):
@@ -138,10 +101,8 @@ def pytest_sessionfinish(session):
         Path(path).write_text(
             "What the command says of input that is odd or wrong; written by `python -m pytest"
             " tests/test_bad_input.py --bad_input_table tests/bad_input.md`.\n\n| # | given | | said"
-            " |\n|---|---|---|---|\n"
-            + "".join(f"| {number} | {row} |\n" for number, row in enumerate(rows, 1)),
-            encoding="utf-8",
-        )
+            " |\n|---|---|---|---|\n" +
+            "".join(f"| {number} | {row} |\n" for number, row in enumerate(rows, 1)), encoding="utf-8")
 
 
     path, module = session.config.getoption("--families_table"), sys.modules.get("test_families")
@@ -174,19 +135,9 @@ def command(encoders, data_dir, tmp_path):
     output folder)."""
     def run(task="CB", folder="run", **flags):
         settings = {
-            "task": task,
-            "data_dir": data_dir,
-            "teacher_model": encoders["bert"],
-            "nlayers": 3,
-            "teacher_epochs": 1,
-            "epochs": 1,
-            "meta_epochs": 1,
-            "num_episodes": 2,
-            "val_dataloader_size": 4,
-            "output_dir": tmp_path / folder,
-            "device": "cpu",
-            "max_seq_length": 64,
-            **flags,
+            "task": task, "data_dir": data_dir, "teacher_model": encoders["bert"], "nlayers": 3,
+            "teacher_epochs": 1, "epochs": 1, "meta_epochs": 1, "num_episodes": 2, "val_dataloader_size": 4,
+            "output_dir": tmp_path / folder, "device": "cpu", "max_seq_length": 64, **flags
         }
         argv = []
         for name, value in settings.items():

@@ -44,9 +44,8 @@ def test_student_is_the_first_layers_of_the_checkpoint(kind, encoders, data_dir)
     batch = split.batch(np.arange(5))
     _, teacher_states = teacher.encoder(batch, layers=True)
     pooled, student_states = student.encoder(batch, layers=True)
-    assert (
-        teacher_states.shape == (3, 5, 16) and student_states.shape == (2, 5, 16) and pooled.shape == (5, 16)
-    )
+    assert (teacher_states.shape == (3, 5, 16) and student_states.shape == (2, 5, 16)
+            and pooled.shape == (5, 16))
     torch.testing.assert_close(student_states, teacher_states[:2])
     whole = AutoModel.from_pretrained(encoders[kind])
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
@@ -55,9 +54,8 @@ def test_student_is_the_first_layers_of_the_checkpoint(kind, encoders, data_dir)
     states = whole.eval()(**inputs, output_hidden_states=True).hidden_states
     torch.testing.assert_close(student_states, torch.stack([state[:, 0] for state in states[1:3]]))
     dense = student.encoder.pooler.dense if student.encoder.pooler else student.encoder.body.pooler.dense
-    torch.testing.assert_close(
-        pooled, torch.tanh(dense(student.encoder.body(**inputs).last_hidden_state[:, 0]))
-    )
+    torch.testing.assert_close(pooled,
+                               torch.tanh(dense(student.encoder.body(**inputs).last_hidden_state[:, 0])))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,19 +86,10 @@ def test_saved_models_come_back_and_load_in_plain_transformers(kind, encoders, d
 
 
 def test_layer_lists_of_a_configuration_are_cut_too(tmp_path):
-    config = transformers.ModernBertConfig(
-        vocab_size=30,
-        hidden_size=16,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        cls_token_id=1,
-        sep_token_id=2,
-    )
+    config = transformers.ModernBertConfig(vocab_size=30, hidden_size=16, num_hidden_layers=4,
+                                           num_attention_heads=2, intermediate_size=32,
+                                           max_position_embeddings=64, pad_token_id=0, bos_token_id=1,
+                                           eos_token_id=2, cls_token_id=1, sep_token_id=2)
     transformers.ModernBertModel(config).save_pretrained(tmp_path / "whole")
     model = load_model(tmp_path / "whole", TWO, 1, "student", 2)
     model.encoder.body.save_pretrained(tmp_path / "cut")
@@ -118,9 +107,8 @@ def test_half_precision_checkpoints_are_loaded_in_float32(encoders, data_dir, tm
 def test_heads_do_not_depend_on_the_other_tasks():
     one, all_of_them = Heads([TASKS["CB"]], 16, 3, "teacher"), Heads(list(TASKS.values()), 16, 3, "teacher")
     assert torch.equal(one.linear["CB"].weight, all_of_them.linear["CB"].weight)
-    assert not torch.equal(
-        one.linear["CB"].weight, Heads([TASKS["CB"]], 16, 3, "student").linear["CB"].weight
-    )
+    assert not torch.equal(one.linear["CB"].weight,
+                           Heads([TASKS["CB"]], 16, 3, "student").linear["CB"].weight)
     assert all_of_them.linear["COPA"].out_features == 1 and all_of_them.linear["COPA"].bias.item() == 0
     assert 0.01 < Heads(TWO, 4000, 3, "x").linear["CB"].weight.std() < 0.03
 
@@ -159,9 +147,8 @@ def test_frozen_outputs_equal_the_encoder_and_run_it_once(task, encoders, data_d
     assert sum(calls) == len(split) * TASKS[task].rows and len(states) == 2
     expected, expected_states = model.encoder(split.batch(indices), layers=True)
     torch.testing.assert_close(pooled, expected, rtol=0, atol=1e-6 * expected.abs().max().item())
-    torch.testing.assert_close(
-        states, expected_states[:2], rtol=0, atol=1e-6 * expected_states.abs().max().item()
-    )
+    torch.testing.assert_close(states, expected_states[:2], rtol=0,
+                               atol=1e-6 * expected_states.abs().max().item())
     for batch in batches_by_length(split, 4):
         expected, expected_states = model.encoder(split.batch(batch), layers=True)
         pooled, states = frozen.outputs(split, batch, layers=2)
@@ -191,61 +178,28 @@ def test_training_on_kept_outputs_equals_running_the_teacher(kind, encoders, dat
     batches differ)."""
     tokenizer = AutoTokenizer.from_pretrained(encoders[kind])
     data = load_task(TASKS["CB"], data_dir, tokenizer, 64, 42, 4, ("train", "quiz", "dev"))
-    common = dict(
-        epochs=1,
-        batch_size=4,
-        learning_rate=1e-3,
-        weight_decay=0.01,
-        max_grad_norm=1.0,
-        head_dropout=0.1,
-        seed=1,
-        select_on="dev",
-        eval_batch_size=16,
-        device="cpu",
-        precision="fp32",
-        dropout="training",
-        weight_decay_on="matrices",
-        selection="main_metric",
-        data_order="own_generators",
-        zero_grad="none",
-    )
+    common = dict(epochs=1, batch_size=4, learning_rate=1e-3, weight_decay=0.01, max_grad_norm=1.0,
+                  head_dropout=0.1, seed=1, select_on="dev", eval_batch_size=16, device="cpu",
+                  precision="fp32", dropout="training", weight_decay_on="matrices", selection="main_metric",
+                  data_order="own_generators", zero_grad="none")
     figures = []
     for outputs_of in (FrozenEncoder, RunningEncoder):
-        teacher, student = load_model(encoders[kind], TWO, 1, "teacher"), load_model(
-            encoders[kind], TWO, 1, "student", 3
-        )
+        teacher, student = load_model(encoders[kind], TWO, 1,
+                                      "teacher"), load_model(encoders[kind], TWO, 1, "student", 3)
         outputs, moving = (outputs_of(model.encoder, 16, torch.device("cpu")) for model in (teacher, student))
-        log = SimpleNamespace(
-            event=lambda **line: figures.append(line), progress=lambda *_: nullcontext(MagicMock())
-        )
+        log = SimpleNamespace(event=lambda **line: figures.append(line),
+                              progress=lambda *_: nullcontext(MagicMock()))
         distill_student(
-            "kd",
-            student,
-            teacher.heads,
-            outputs,
-            data["train"],
+            "kd", student, teacher.heads, outputs, data["train"],
             Distillation(**common, nlayers=3, temperature=5.0, alpha=0.5, beta=100.0),
-            Evaluator(
-                lambda split, student=student: predict(student, split, 16, "cpu"),
-                {"dev": data["dev"]}, "dev", "main_metric"
-            ),
-            RandomStreams(1, "kd", "own_generators"),
-            log,
-        )
+            Evaluator(lambda split, student=student: predict(student, split, 16, "cpu"), {"dev": data["dev"]},
+                      "dev", "main_metric"), RandomStreams(1, "kd", "own_generators"), log)
         heads = teacher.heads
         train_meta_teacher(
-            heads,
-            outputs,
-            moving,
-            data["quiz"],
-            MetaTraining(**common, loss="com"),
-            Evaluator(
-                lambda split, heads=heads, outputs=outputs: predict_heads(heads, outputs, split),
-                {"dev": data["dev"]}, "dev", "main_metric"
-            ),
-            RandomStreams(1, "meta_teacher", "own_generators"),
-            log,
-        )
+            heads, outputs, moving, data["quiz"], MetaTraining(**common, loss="com"),
+            Evaluator(lambda split, heads=heads, outputs=outputs: predict_heads(heads, outputs, split),
+                      {"dev": data["dev"]}, "dev", "main_metric"),
+            RandomStreams(1, "meta_teacher", "own_generators"), log)
     for ours, running in zip(figures[:2], figures[2:]):
         for name in set(ours) - {"phase", "scores", "best", "seconds"}:
             assert ours[name] == pytest.approx(running[name], rel=1e-6), name

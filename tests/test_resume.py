@@ -355,14 +355,14 @@ def test_a_rate_at_which_the_weights_explode(flags, command, capsys):
                    if tensor.is_floating_point())
 
 
-def test_weights_that_are_not_finite_stop_at_the_first_step(command, capsys, encoders, tmp_path):
+def test_weights_that_are_not_finite_are_refused_before_the_run(command, capsys, encoders, tmp_path):
     import shutil
     folder = shutil.copytree(encoders["bert"], tmp_path / "nan")
     tensors = load_file(folder / "model.safetensors")
     tensors["encoder.layer.0.output.dense.weight"][0, 0] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    code, _ = command(teacher_model=folder)
-    assert code == 1 and "phase teacher, epoch 1, step 1: loss is nan" in capsys.readouterr().err
+    code, path = command(teacher_model=folder)
+    assert code == 2 and "not finite" in capsys.readouterr().err and not path.exists()
 
 
 @dataclass

@@ -124,7 +124,7 @@ def describe_task(found, task):
 def unofficial_sizes(found):
     """What has not as many examples as the official files."""
     sizes = {name: split["examples"] for record in found.records for name, split in record["data"].items()}
-    for task in TASKS:
+    for task in [name for name in TASKS if TASKS[name].official]:
         train, dev, test = TASKS[task].official
         both = sizes.get(f"{task}/train", 0) + sizes.get(f"{task}/quiz", 0)
         for part, here, expected in (("train and quiz together", both, train),

@@ -16,7 +16,7 @@ import numpy as np
 
 from lib.rows import ROWS
 
-from arguments import NOT_PART_OF_THE_RUN, PROTOCOLS
+from arguments import NOT_PART_OF_THE_RUN, PROTOCOLS, with_defaults
 from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, read_record
 from tasks import TASKS
@@ -63,6 +63,7 @@ def read_folder(folder):
         **{name: result[name] for name in OF_RESULT},
         "phase_order": result["protocol_choices"]["phase_order"],
         "phases": {name: phase["identity"][:16] for name, phase in result["phases"].items()},
+        "code": {name: code["sha256"][:16] for name, code in result.get("code", {}).items()},
         "encoder": encoder,
         "flags": {name: value for name, value in args.items() if name not in NOT_A_SETTING},
         "data": {name: split for name, split in result["data"].items() if isinstance(split, dict)},
@@ -163,9 +164,9 @@ def check_comparable(records):
                 raise InputError(f"runs {first['run']} and {record['run']}: {name} {first[name]} and"
                                  f" {record[name]}; a table takes runs of one protocol and encoder")
         other = by_task.setdefault(record["task"], record)
-        differ = [f"--{name} {other['flags'].get(name)} and {record['flags'].get(name)}"
-                  for name in {**other["flags"], **record["flags"]}
-                  if other["flags"].get(name) != record["flags"].get(name)]
+        there, here = with_defaults(other["flags"]), with_defaults(record["flags"])
+        differ = [f"--{name} {there.get(name)} and {here.get(name)}"
+                  for name in {**other["flags"], **record["flags"]} if there.get(name) != here.get(name)]
         differ += [f"{name} has other examples" for name in record["data"]
                    if other["data"].get(name) != record["data"][name]]
         if differ:
@@ -181,7 +182,12 @@ def environments_of(record):
 def mixture_of(records):
     """Texts that say in what the code and the machines behind records differ, or that the code was not that
     of a commit; none if all is well."""
-    texts = []
+    texts, codes = [], {}  # (phase, its code): the first run that has it
+    for record in records:
+        for phase, code in record.get("code", {}).items():
+            codes.setdefault(phase, {}).setdefault(code, record["run"])
+    texts += [f"the code of {phase} ({' and '.join(found.values())})" for phase, found in codes.items()
+              if len(found) > 1]
     for name in ENVIRONMENT[:-1]:
         seen = {}  # value: the first run that has it
         for record in records:

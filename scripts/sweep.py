@@ -11,6 +11,7 @@ other code made, is an error; data that changed in place are not noticed. SIGINT
 and SIGHUP are passed on to the runs, which save and end; a second one ends them at once. """
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from lib.commands import exit_code
 from lib.cost import estimate, expected_seconds, spoken
 from lib.jobs import plan
+from lib.rates import RATES_FILE, read_rates, words_of
 from lib.rows import ALIASES, ROWS, find_rows
 
 from arguments import OneLineParser
@@ -161,6 +163,8 @@ def parse(argv=None):
     parser.add_argument("--jobs", type=int, default=1,
                         help="runs side by side, each with its part of the cores (default: 1)")
     parser.add_argument("--go", action="store_true", help="run the commands instead of printing them")
+    parser.add_argument("--rates", nargs="+", type=Path, metavar="FILE",
+                        help="learning rates chosen on quiz: the rates.json of tune.py, one for each task")
     parser.add_argument("--estimate_from", nargs="+", type=Path, metavar="RUN_FOLDER",
                         help="also say how long the sweep takes, by the steps of these finished runs of the"
                              " same encoder")
@@ -190,13 +194,19 @@ def parse(argv=None):
 
 def sweep(args, more):
     """Plan, then say or do. Returns the exit code."""
-    jobs = plan(args.tasks, args.seeds, args.rows, args.output_dir, args.data_dir, more)
+    records = read_rates(args.rates or ())
+    rates = {task: words_of(records, task, more) for task in args.tasks} if args.rates else {}
+    jobs = plan(args.tasks, args.seeds, args.rows, args.output_dir, args.data_dir, more, rates)
     if jobs[0].args.select_on == "quiz":
         print("warning: --select_on quiz: make_tables.py takes no such runs, since phases 3 and 4 train on"
               " quiz", file=sys.stderr)
     for line in estimate(jobs, args.estimate_from, args.jobs) if args.estimate_from else ():
         print(line)
     if args.go:
+        for task in rates:  # beside its runs, for tables
+            folder = Path(args.output_dir) / task.lower()
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(records[task]["file"], folder / RATES_FILE)
         return Sweep(jobs, args.jobs).run()
     for job in jobs:
         print(f"{'# finished: ' if job.finished() else ''}{shlex.join(job.command)}")

@@ -76,7 +76,7 @@ class Job:
         """Seconds of the phases that are this finished job's part in the sweep."""
         def own(phase):
             return phase == "mpdistil" or self.kind == "shared col" or (
-                self.kind == "shared com" and phase not in self.result["reused"])
+                self.kind != "phase 4" and phase not in self.result["reused"])
 
         return sum(seconds for phase, seconds in self.result["seconds"].items() if own(phase))
 
@@ -97,14 +97,15 @@ def absolute_encoders(words):
     return made
 
 
-def plan(tasks, seeds, rows, output_dir, data_dir, more):
+def plan(tasks, seeds, rows, output_dir, data_dir, more, rates=None):
     """The Jobs that the rows need, a seed after the other, each after the one whose phases it shares. All
-    paths in their flags are absolute. InputError where flags contradict each other."""
+    paths in their flags are absolute. rates: {task: words of its runs' commands}. InputError where flags
+    contradict each other."""
     more, output_dir = absolute_encoders(more), Path(output_dir).resolve()
     data_dir = data_dir if data_dir == "hub" else str(Path(data_dir).resolve())
 
     def parse(task, words):
-        words = ["--task", task, "--data_dir", data_dir, *more, *words]
+        words = ["--task", task, "--data_dir", data_dir, *more, *(rates or {}).get(task, ()), *words]
         return words, parse_arguments(words)
 
     alternating = resolve_protocol(parse(tasks[0], [])[1]).phase_order == "alternating"

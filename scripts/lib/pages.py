@@ -95,6 +95,7 @@ def describe(found):
            " the split that is reported, as in the paper: all levels are optimistic.")
     for task in found.tasks:
         yield describe_task(found, task)
+        yield describe_rates(found, task)
     absent = list(dict.fromkeys(unofficial_sizes(found)))
     yield "Data: " + ("; ".join(absent) + ": rows are missing, or it is other data." if absent
                       else "all that was read has the sizes of the official files.")
@@ -119,6 +120,22 @@ def describe_task(found, task):
             f" {flags['meta_epochs']} meta-teacher epochs, {flags['num_episodes']} episodes{episodes}, as"
             f" many looks for the control kd_200; {', '.join([*others, 'other flags as by default'])};"
             f" examples: {sizes}.")
+
+
+def describe_rates(found, task):
+    """Which rates the runs of a task have, and how they were chosen."""
+    of_task = [record for record in found.records if record["task"] == task]
+    flags, rates = of_task[0]["flags"], of_task[0].get("rates")
+    said = (
+        f"{task}: learning rates {flags['teacher_learning_rate']:g} (teacher) and {flags['learning_rate']:g}"
+        " (student)"
+    )
+    if any(record.get("rates") != rates for record in of_task) or not rates:
+        return f"{said}, not chosen on quiz."
+    return (
+        f"{said}, chosen by the score on quiz ({rates['quiz']} examples) over {rates['splits']} divisions of"
+        f" the training split, record {rates['checksum']}: {'; '.join(rates['said'])}."
+    )
 
 
 def unofficial_sizes(found):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lib.rates import summary_beside
 from lib.rows import ROWS
 
 from arguments import NOT_PART_OF_THE_RUN, PROTOCOLS, with_defaults
@@ -71,6 +72,7 @@ def read_folder(folder):
         "rewards": [round(line["reward"], 6) for line in episodes],
         "entropies": [round(line["entropy"], 6) for line in episodes],
         "actions": ["".join(signs[task] for task in line["actions"]) for line in trajectories],
+        "rates": summary_beside(folder, args),
         "kd_200_batch": batch_size_of(folder, result["phases"].get("kd_200")),
         "environment": part_of(read_json(folder / "environment.json", way_out)),
         "phase_environments": {name: part_of(phase["environment"])

@@ -17,7 +17,7 @@ from lib.tables import (
     wins_table,
 )
 
-from arguments import parse_arguments
+from arguments import parse_arguments, with_defaults
 from tasks import TASKS
 
 # flags that the page names anyway
@@ -125,17 +125,13 @@ def describe_task(found, task):
 def describe_rates(found, task):
     """Which rates the runs of a task have, and how they were chosen."""
     of_task = [record for record in found.records if record["task"] == task]
-    flags, rates = of_task[0]["flags"], of_task[0].get("rates")
-    said = (
-        f"{task}: learning rates {flags['teacher_learning_rate']:g} (teacher) and {flags['learning_rate']:g}"
-        " (student)"
-    )
-    if any(record.get("rates") != rates for record in of_task) or not rates:
+    flags, rates = with_defaults(of_task[0]["flags"]), of_task[0].get("rates")
+    said = (f"{task}: learning rates {flags['teacher_learning_rate']:g} (teacher) and"
+            f" {flags['learning_rate']:g} (student)")
+    if not rates or any(record.get("rates") != rates for record in of_task):
         return f"{said}, not chosen on quiz."
-    return (
-        f"{said}, chosen by the score on quiz ({rates['quiz']} examples) over {rates['splits']} divisions of"
-        f" the training split, record {rates['checksum']}: {'; '.join(rates['said'])}."
-    )
+    return (f"{said}, chosen by the score on quiz ({rates['quiz']} examples) over {rates['splits']} divisions"
+            f" of the training split, record {rates['checksum']}: {'; '.join(rates['said'])}.")
 
 
 def unofficial_sizes(found):

@@ -115,7 +115,8 @@ REFERENCE = {  # case of test_reference.py: mutations as above
         ("T' has dropout in phase 4", "curriculum.py", "meta_teacher.eval()(main_task",
          "meta_teacher.train()(main_task"),
         ("a phase found finished leaves the student as it was", "main_superglue.py",
-         "load_weights(model, phase.folder, [inputs.task.name])\n        else:\n            if lab.alternating:",
+         "load_weights(model, phase.folder, [inputs.task.name])\n        else:\n"
+         "            if lab.alternating:",
          "pass\n        else:\n            if lab.alternating:"),
         ("the teacher's head has dropout in phase 2", "meta_policy.py", "teacher_heads.eval()(",
          "teacher_heads.train()("),

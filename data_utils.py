@@ -172,21 +172,52 @@ def read_jsonl(path, task):
         yield where, {**record, **(inner or {})}
 
 
+IDX_COLUMNS = ("idx", "id", "index")  # what a .tsv's column with idx may be called
+
+
+def read_header(cells, task, where):
+    """The names of a .tsv's columns as records have them: idx, the task's fields, label, in whatever order
+    and case; others as they stand. InputError where idx or a field is missing, as in a file without a header,
+    or a name stands twice."""
+    known = {
+        **{name: "idx" for name in IDX_COLUMNS},
+        **{name.lower(): name for name in (*task.fields, "label")},
+        **task.columns,
+    }
+    names = [known.get(cell.strip().lower(), cell.strip()) for cell in cells]
+    missing = [name for name in ("idx", *task.fields) if name not in names]
+    if missing:
+        raise InputError(
+            f"{where}: columns {', '.join(map(shown, cells))} found, expected a header with idx,"
+            f" {', '.join(task.fields)} and, where there are labels, label, in any order; missing:"
+            f" {', '.join(missing)}"
+        )
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{where}: column {shown(name)} stands twice, expected once; remove one of them")
+    return names
+
+
 def read_tsv(path, task):
-    """(where, record) of each row of the released code's layout: header, id, fields in the table's order,
-    label. Quotes are literal; a file without the label column is unlabelled."""
-    width = len(task.fields)
+    """(where, record) of each row of the released code's layout: a header, which says what the columns are,
+    then a row a line. Quotes are literal; rows without the last column are unlabelled, if that is the
+    label's."""
+    names = None
     for number, line in open_lines(path):
-        if number == 1 or not line.strip():
+        if not line.strip():
             continue
-        cells = line.split("\t")
-        if len(cells) not in (width + 1, width + 2):
-            raise InputError(f"{path}:{number}: {len(cells)} columns found, expected {width + 2}: id, "
-                             f"{', '.join(task.fields)}, label")
-        record = dict(zip(("idx", *task.fields, "label"), cells))
-        if re.fullmatch(r"-?\d+", record["idx"]):
+        where, cells = f"{path}:{number}", line.split("\t")
+        if names is None:
+            names, header = read_header(cells, task, where), cells
+            continue
+        if len(cells) != len(names) and (len(cells), names[-1]) != (len(names) - 1, "label"):
+            raise InputError(
+                f"{where}: {len(cells)} columns found, expected {len(names)}: {', '.join(header)}"
+            )
+        record = dict(zip(names, cells))
+        if re.fullmatch(r"-?[0-9]{1,18}", record["idx"]):
             record["idx"] = int(record["idx"])
-        yield f"{path}:{number}", record
+        yield where, record
 
 
 def parse_field(record, name, kind, where):

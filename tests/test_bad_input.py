@@ -257,6 +257,16 @@ def test_a_tsv_row_of_another_width(command, capsys, tmp_path):
             data_dir=tmp_path / "data")
 
 
+@pytest.mark.parametrize("text, message", [
+    ("0\tp\th\tneutral\n", "train.tsv:1: columns '0', 'p', 'h', 'neutral' found, expected a header"),
+    ("id\tpremise\tlabel\n0\tp\tneutral\n", "missing: hypothesis"),
+    ("id\tidx\tpremise\thypothesis\n0\t0\tp\th\n", "train.tsv:1: column 'idx' stands twice")])
+def test_a_tsv_without_its_header(text, message, command, capsys, tmp_path):
+    (tmp_path / "data" / "CB").mkdir(parents=True)
+    (tmp_path / "data" / "CB" / "train.tsv").write_text(text)
+    refused(command, capsys, message, data_dir=tmp_path / "data")
+
+
 def test_an_unlabelled_quiz_file(command, capsys, tmp_path):
     (tmp_path / "data" / "CB").mkdir(parents=True)
     for name, label in (("train", "\tneutral"), ("held", ""), ("dev", "\tneutral")):

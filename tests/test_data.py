@@ -19,6 +19,7 @@ from data_utils import (
     read_dataset,
     read_jsonl,
     read_task,
+    read_tsv,
     split_train_quiz,
 )
 from metrics import read_predictions
@@ -96,8 +97,6 @@ def as_tsv(path, task, rows, labelled=True):
     path.write_text("\n".join(out) + "\n")
 
 
-# --- the three layouts --------------------------------------------------------------------------------------
-
 PARTS = ("train", "dev", "test")
 
 
@@ -143,13 +142,51 @@ def test_held_tsv_is_the_quiz_split(tmp_path, encoders):
     (tmp_path / "rte").mkdir()
     row = "{}\tA \"quote\" stays.\tB\tentailment"
     for part, numbers in (("train", range(8)), ("held", range(8, 12)), ("dev", range(3))):
-        (tmp_path / "rte" / f"{part}.tsv").write_text("id\tp\th\tl\n" +
+        (tmp_path / "rte" / f"{part}.tsv").write_text("id\tpremise\thypothesis\tlabel\n" +
                                                       "".join(row.format(n) + "\n" for n in numbers))
     splits = load_task(TASKS["RTE"], tmp_path, AutoTokenizer.from_pretrained(encoders["bert"]), 64, 42, 4)
     assert (splits["quiz"].idx == [8, 9, 10, 11] and splits["train"].idx == list(range(8))
             and "test" not in splits)
     assert (build_examples(TASKS["RTE"], [("w", {"idx": 1, "premise": 'A "quote"', "hypothesis": "B"})],
                            "w")[0].pairs[0][0] == 'A "quote"')
+
+
+def cb_of(tmp_path, text):
+    """(idx, pair, label) of the examples of CB in a .tsv file with this text."""
+    path = tmp_path / "train.tsv"
+    path.write_text(text, encoding="utf-8")
+    return [
+        (e.idx, e.pairs[0], e.label) for e in build_examples(TASKS["CB"], read_tsv(path, TASKS["CB"]), path)
+    ]
+
+
+@pytest.mark.parametrize("text", [
+    "idx\tpremise\thypothesis\tlabel\n7\tp\th\tneutral\n",
+    "label\thypothesis\tidx\tpremise\nneutral\th\t7\tp\n",       # in another order
+    "\ufeffINDEX\tPremise\tHypothesis\tLabel\n7\tp\th\tneutral\n",  # a byte-order mark, other cases
+    "id\tsource\tpremise\thypothesis\tlabel\n7\tx\tp\th\tneutral\n",  # a column that nobody reads
+    "\n\nid\tpremise\thypothesis\tlabel\n\n7\tp\th\tneutral\n"])
+def test_columns_of_a_tsv_are_found_by_name(text, tmp_path):
+    assert cb_of(tmp_path, text) == [(7, ("p", "h"), 2)]
+
+
+def test_columns_of_a_tsv_may_be_called_as_the_task_says(tmp_path):
+    path = tmp_path / "train.tsv"
+    path.write_text("index\tsentence1\tsentence2\tlabel\n3\tp\th\tentailment\n")
+    assert list(read_tsv(path, TASKS["RTE"])) == [
+        (f"{path}:2", {"idx": 3, "premise": "p", "hypothesis": "h", "label": "entailment"})]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("7\tp\th\tneutral\n", "train.tsv:1: columns '7', 'p', 'h', 'neutral' found, expected a header with idx"),
+    ("idx\tpremise\tlabel\n7\tp\tneutral\n", "missing: hypothesis"),
+    ("premise\thypothesis\tlabel\np\th\tneutral\n", "missing: idx"),
+    ("idx\tid\tpremise\thypothesis\n7\t8\tp\th\n", "train.tsv:1: column 'idx' stands twice"),
+    ("idx\tpremise\thypothesis\tlabel\n7\tp\th\tneutral\tx\n", "train.tsv:2: 5 columns found, expected 4"),
+    ("label\tidx\tpremise\thypothesis\n7\tp\th\n", "train.tsv:2: 3 columns found, expected 4")])
+def test_a_tsv_without_its_columns_is_refused(text, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        cb_of(tmp_path, text)
 
 
 def write_hub_cache(cache, task, rows, names):

@@ -76,9 +76,9 @@ def test_the_released_layout_and_text_idx(tmp_path, capsys):
     """Folder in another case; a word index outside of the text, which that layout's protocol never looks
     at."""
     cb = write_lines(tmp_path / "cb" / "dev.tsv",
-                     ["id\tp\th\tl", 'a-1\t"p\th\tneutral', "7\tp\th\tentailment"])
+                     ["id\tpremise\thypothesis\tlabel", 'a-1\t"p\th\tneutral', "7\tp\th\tentailment"])
     wsc = write_lines(tmp_path / "WSC" / "dev.tsv",
-                      ["id\tt\ti\tj\ta\tb\tl", "0\tone two\t9\t1\tnone\ttwo\tTrue"])
+                      ["\t".join(("id", *TASKS["WSC"].fields, "label")), "0\tone two\t9\t1\tnone\ttwo\tTrue"])
     write_lines(tmp_path / "CB.jsonl", [{"idx": idx, "label": "entailment"} for idx in (7, "a-1")])
     write_lines(tmp_path / "WSC.jsonl", [{"idx": 0, "label": "True"}])
     lines = score_lines(capsys, tmp_path, cb, wsc)

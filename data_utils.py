@@ -17,6 +17,7 @@ import torch
 
 from arguments import resolve_protocol, written
 from bookkeeping.errors import InputError
+from bookkeeping.files import LFS_POINTER
 from tasks import TASKS, Task, find_task, protocol_task
 
 # --- randomness ---------------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ def open_lines(path):
         except UnicodeDecodeError as error:
             raise InputError(f"{path}:{number}: byte {error.start} is not UTF-8; convert the file to"
                              " UTF-8") from None
-        if number == 1 and line.startswith("version https://git-lfs"):
+        if number == 1 and line.startswith(LFS_POINTER):
             raise InputError(f"{path}:1: a pointer of git lfs found, expected the file; run git lfs pull")
         yield number, line
 
@@ -582,17 +583,15 @@ def encode_split(task, name, examples, tokenizer, max_seq_length, cls_segment="t
     unknown = {row // task.rows for row, tokens in enumerate(ids) if tokenizer.unk_token_id in tokens}
     if unknown:
         notes["unknown"] = len(unknown)
-    return Split(task=task, name=name, idx=[example.idx for example in examples
-                                            ], where=[example.where for example in examples],
-                 labels=torch.tensor([example.label for example in examples
-                                      ]), input_ids=np.concatenate(ids).astype(np.int32),
+    pad_ids = tokenizer.pad_token_id, getattr(tokenizer, "pad_token_type_id", 0)
+    return Split(task=task, name=name, idx=[example.idx for example in examples],
+                 where=[example.where for example in examples],
+                 labels=torch.tensor([example.label for example in examples]),
+                 input_ids=np.concatenate(ids).astype(np.int32),
                  token_type_ids=None if types is None else np.concatenate(types).astype(np.int8),
-                 offsets=offsets, pad_ids=(tokenizer.pad_token_id, getattr(tokenizer, "pad_token_type_id",
-                                                                           0)),
-                 pad_to=max_seq_length if padding == "max_length" else None,
-                 truncated=len({row // task.rows for row in long
-                                }), checksum=checksum_examples(task,
-                                                               examples), notes=dict(sorted(notes.items())))
+                 offsets=offsets, pad_ids=pad_ids, pad_to=max_seq_length if padding == "max_length" else None,
+                 truncated=len({row // task.rows for row in long}),
+                 checksum=checksum_examples(task, examples), notes=dict(sorted(notes.items())))
 
 
 PARTS = ("train", "quiz", "dev", "test")

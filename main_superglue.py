@@ -358,17 +358,17 @@ def identity_of_run(inputs):
     return identity_of(depends, four_phases)[0]
 
 
-def tracker_of(inputs, again=False):
-    """The Tracker of --report_to, for a `with`."""
+def tracker_of(inputs, identity, again=False):
+    """The Tracker of --report_to, for a `with`. identity: that of the run."""
     args = inputs.args
-    return open_tracker(args.report_to, args.output_dir, inputs.settings, identity_of_run(inputs), again)
+    return open_tracker(args.report_to, args.output_dir, inputs.settings, identity, again)
 
 
 def send_finished(inputs, result):
     """Send a finished run to --report_to, if that has not all of it yet."""
     folder = inputs.args.output_dir
     if not was_sent(inputs.args.report_to, folder, result):
-        with tracker_of(inputs) as tracker:
+        with tracker_of(inputs, identity_of_run(inputs)) as tracker:
             tracker.start(print)
             tracker.send_file(folder / "metrics.jsonl")
             tracker.finish(result)
@@ -378,9 +378,9 @@ def send_finished(inputs, result):
 def open_experiment(inputs, again=False):
     """The Experiment of these inputs, for a `with`. From here on the run writes. again: it was finished, and
     --fresh asks for it anew."""
-    args = inputs.args
+    args, identity = inputs.args, identity_of_run(inputs)
     drawn, probe = inputs.checkpoints.probe(args, inputs.protocol)
-    with tracker_of(inputs, again) as tracker:
+    with tracker_of(inputs, identity, again) as tracker:
         if again:
             for path in (args.phase_dir, args.output_dir / STATE_FOLDER):
                 shutil.rmtree(path, ignore_errors=True)
@@ -388,8 +388,8 @@ def open_experiment(inputs, again=False):
             check_folder(args.phase_dir, "--phase_dir")
         if inputs.device.type == "cpu":
             keep_freed_memory()
-        log = RunFolder(args.output_dir, inputs.settings, inputs.summary, identity_of_run(inputs),
-                        args.save_seconds, tracker)
+        log = RunFolder(args.output_dir, inputs.settings, inputs.summary, identity, args.save_seconds,
+                        tracker)
         for line in (*describe_inputs(inputs, drawn), *describe_probe(probe)):
             log.say(line)
         store = PhaseStore(args.phase_dir, inputs.data, log.new_saver, log.say, log.environment)

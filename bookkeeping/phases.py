@@ -17,16 +17,13 @@ import torch
 
 from bookkeeping.errors import InputError
 from bookkeeping.files import checksum, checksums, lock, publish, read_record, sync, write_record
-from bookkeeping.identity import identity_of
+from bookkeeping.identity import identity_of, provenance_of
 from bookkeeping.signals import stop_if_asked
 from bookkeeping.states import Saver
 from models import FrozenEncoder
 
 # a table of frozen outputs up to this size lies on the GPU, a larger one in its file
 RESIDENT_BYTES = 2 << 30
-# of environment.json: where a phase was computed, which is no part of its identity
-OF_THE_PHASE = ("python", "torch", "transformers", "platform", "cpu", "cpu_threads", "gpu", "git_commit",
-                "git_changes")
 
 
 def split_file(split, ending):
@@ -108,7 +105,7 @@ class PhaseStore:
 
     def __init__(self, folder, splits, saver_of, say, environment):
         self.folder, self.splits, self.saver_of, self.say, self.phases = folder, splits, saver_of, say, {}
-        self.environment = {name: value for name, value in environment.items() if name in OF_THE_PHASE}
+        self.environment = provenance_of(environment)
         folder.mkdir(exist_ok=True)
 
     @contextmanager
@@ -124,8 +121,9 @@ class PhaseStore:
         folder = self.folder / f"{name}-{identity[:16]}"
         with lock(self.folder / f".{folder.name}.lock", self.say):
             saver = self.saver_of(self.folder / f".{folder.name}.state", folder.name)
-            phase = self.phases[name] = Phase(name, identity, depends, folder, self.splits, log, saver,
-                                                 environment=self.environment)
+            phase = Phase(name, identity, depends, folder, self.splits, log, saver,
+                          environment=self.environment)
+            self.phases[name] = phase
             log.show()
             if (folder / "phase.json").is_file():
                 phase.read()

@@ -124,8 +124,8 @@ class RunFolder:
         number, phase = values[kind], values["phase"]
         scores = "  ".join(f"{split} {figures['correct']}/{figures['total']}"
                            for split, figures in values["scores"].items())
-        parts = "  ".join(f"{name} {values[name]:.4f}" for name in ("loss", "reward", "entropy",
-                                                                    "gradient_norm") if name in values)
+        parts = "  ".join(f"{name} {values[name]:.4f}"
+                          for name in ("loss", "reward", "entropy", "gradient_norm") if name in values)
         loud = kind == "epoch" or values["best"] or number % 20 == 0
         self.logger.log(logging.INFO if loud else logging.DEBUG,
                         f"{phase} {kind} {number}: {parts}  {scores}{'  best' if values['best'] else ''}")
@@ -158,8 +158,8 @@ class RunFolder:
 
     def load_state_dict(self, positions):
         """Cut both files back to what they held, and go on from there."""
-        for file, size in ((self.metrics, positions["metrics"]), (self.trajectories,
-                                                                  positions["trajectories"])):
+        for name, file in (("metrics", self.metrics), ("trajectories", self.trajectories)):
+            size = positions[name]
             there = os.fstat(file.fileno()).st_size
             if there < size:
                 raise InputError(

@@ -299,7 +299,8 @@ class Wandb:
             del self.record["offline"][:-1]
 
     def attempt_teardown(self):
-        """End wandb's own process."""
+        """End wandb's own process. Its failure is not the run's: all was sent or refused before it, and a
+        refusal on its way up must not be hidden by this one."""
         try:
             self.wandb.teardown()
         except Exception:

@@ -11,7 +11,6 @@ epoch is picked. With --go the runs are made, some side by side, and the same li
 interruption. At the end stand the flags to use and a record, <output_dir>/<task>/rates.json, which `sweep.py
 --rates FILE` takes. Flags that are not listed below go to main_superglue.py as they are.
 """
-
 import json
 import shlex
 import sys
@@ -20,10 +19,12 @@ from pathlib import Path
 from lib.commands import exit_code
 from lib.jobs import Job, absolute, absolute_encoders
 from lib.rates import RATES_FILE, choose, describe
+from lib.run_records import encoder_of
 
-from arguments import OneLineParser, build_parser, number, parse_arguments
+from arguments import PATHS, OneLineParser, build_parser, number, parse_arguments, part_of_the_run, written
 from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, write_record
+from bookkeeping.identity import provenance_of
 from data_utils import read_task, split_train_quiz
 from sweep import Sweep
 from tasks import find_task
@@ -81,31 +82,21 @@ def score_of(job, rows):
 
 # --- the record ---------------------------------------------------------------------------------------------
 
-def write_rates(args, more, choices, made, quiz):
+def write_rates(args, choices, made, quiz):
     """The record of all choices. made: [(flag, value, Job, score)]. Returns its path."""
     last = made[-1][2]
     result = last.result
-    encoder = {side: Path(result[f"{side}_model"]).name for side in ("teacher", "student")}
-    encoder |= {f"{side}_sha256": result["data"][f"{side}_model"] for side in ("teacher", "student")}
     environment = read_json(last.folder / "environment.json", f"remove {last.folder}")
-    usual = vars(build_parser().parse_args(["--task", args.task, "--data_dir", ""]))
-    settings = {
-        name: value
-        for name, value in vars(last.args).items()
-        if name in ("epochs", "teacher_epochs", "train_dataloader_size", "precision",
-                    "max_seq_length") or (usual.get(name) != value and f"--{name}" in more)
-    }
+    settings = {name: value for name, value in part_of_the_run(written(last.args)).items()
+                if name not in (*PATHS, *choices, "seed", "split_seed")}
     record = {
-        "task": args.task, "encoder": {**encoder, "nlayers": result["nlayers"]},
+        "task": args.task, "encoder": encoder_of(result),
         "protocol": result["protocol"], "set": result["set"], "metric": find_task(args.task).metrics[0],
         "flags": {flag: choice["choice"] for flag, choice in choices.items()}, "choices": choices,
         "quiz": quiz, "splits": args.split_seeds, "settings": settings, "runs": [{
             "flag": flag, "value": value, "split_seed": job.args.split_seed, "seed": job.args.seed,
             "score": score, "seconds": job.result["seconds"]
-        } for flag, value, job, score in made], "environment": {
-            name: environment.get(name) for name in ("python", "torch", "transformers", "platform", "cpu",
-                                                     "cpu_threads", "gpu", "git_commit", "git_changes")
-        }
+        } for flag, value, job, score in made], "environment": provenance_of(environment)
     }
     path = Path(args.output_dir) / args.task.lower() / RATES_FILE
     write_record(path, record)
@@ -135,7 +126,7 @@ def tune(args, more):
         choices[flag] = choose(scores, defaults[flag])
         chosen[flag] = choices[flag]["choice"]
         print(describe(choices[flag], flag))
-    path = write_rates(args, more, choices, made, quiz)
+    path = write_rates(args, choices, made, quiz)
     print(f"use: {' '.join(f'--{flag} {value:g}' for flag, value in chosen.items())}\nrecord: {path}")
     return 0
 

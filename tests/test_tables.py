@@ -28,7 +28,6 @@ from lib.statistics import (
 )
 
 import make_tables
-from bookkeeping.phases import OF_THE_PHASE
 from conftest import ROOT
 
 # --- statistics ---------------------------------------------------------------------------------------------
@@ -555,7 +554,7 @@ def test_runs_of_other_code_or_machines_are_refused_unless_asked_for(name, where
 
 
 def test_older_records_say_less_and_stay_readable(tables):
-    assert run_records.ENVIRONMENT == OF_THE_PHASE
+    assert set(run_records.PROVENANCE) == set(ENVIRONMENT)
     records = [made_up(), made_up(seed=43)]
     for record in records:
         record["environment"] = {name: value for name, value in ENVIRONMENT.items()
@@ -613,7 +612,7 @@ def test_runs_of_the_command_become_records(command, tables, tmp_path, lines, ca
     assert f"| {', '.join(map(str, counts))} " in texts[0]
     # where and by what code the run and each of its phases was computed, and in which batches kd_200 learnt
     environment = json.loads((folder / "environment.json").read_text())
-    assert record["environment"] == {name: environment[name] for name in run_records.ENVIRONMENT}
+    assert record["environment"] == {name: environment[name] for name in run_records.PROVENANCE}
     assert record["phase_environments"] == {name: record["environment"] for name in result["phases"]}
     phase = folder / result["phases"]["kd_200"]["folder"] / "phase.json"
     settings = json.loads(phase.read_text())["depends_on"]["settings"]

@@ -2,14 +2,15 @@
 
 A record is a JSON object with a checksum: `task`, `encoder` (name, sha256 and nlayers), `protocol`, `set`,
 `flags` (what was chosen: {flag: value}), `choices` (one for each flag, in the order in which they were made:
-the mean score of each value, the choice and why), `runs` (every run's score), `quiz` (its size), `settings`,
-`environment`, `seconds`.
+the mean score of each value, the choice and why), `runs` (every run's score and seconds), `quiz` (its size),
+`splits`, `settings`, `environment`.
 """
 import math
 from pathlib import Path
 
+import numpy as np
+
 from arguments import parse_arguments
-from bookkeeping.checkpoints import checksum_checkpoint, resolve_checkpoint
 from bookkeeping.errors import InputError
 from bookkeeping.files import json_checksum, read_record
 
@@ -21,11 +22,11 @@ def paired_interval(differences):
     """(mean, low, high): Student's t over the splits; low and high are None with one split, which tells
     nothing."""
     from scipy.stats import t
-    count, mean = len(differences), sum(differences) / len(differences)
-    if count < 2:
+    mean = float(np.mean(differences))
+    if len(differences) < 2:
         return mean, None, None
-    deviation = math.sqrt(sum((value - mean) ** 2 for value in differences) / (count - 1) / count)
-    reach = deviation * float(t.ppf((1 + LEVEL) / 2, count - 1))
+    reach = float(np.std(differences, ddof=1) / len(differences) ** 0.5
+                  * t.ppf((1 + LEVEL) / 2, len(differences) - 1))
     return mean, mean - reach, mean + reach
 
 
@@ -84,6 +85,8 @@ def words_of(records, task, more):
     """The words that a record adds to a run's command. more: flags of the runs that are the same for all
     tasks. InputError where there is no record of the task, or it is of another encoder, student or protocol,
     or a flag is given besides."""
+    # here: transformers takes seconds, and only a sweep with a record needs it
+    from bookkeeping.checkpoints import checksum_checkpoint, resolve_checkpoint
     if task not in records:
         raise InputError(
             f"--rates: no record of {task} found (records of {', '.join(records)}); make one with"

@@ -5,8 +5,9 @@ A record is a JSON object: `run` (task folder/run folder), what was run (task, p
 curriculum, seed, encoder, select_on, flags, phase_order), what it read (data, dev_labels), and what came
 out: rows as in result.json; looks, the right answers on dev of each look at it, by phase; by episode
 rewards, entropies and actions, a sign a step (0: the first of flags.tasks); phases, the identities of those
-that runs share; seconds, peak memory; kd_200_batch; environment, where and by what code it was computed, and
-phase_environments, the same of the phases whose artefacts say so.
+that runs share; code, checksums of what each phase calls; rates, how they were chosen, if on quiz; seconds,
+peak memory; kd_200_batch; environment, where and by what commit it was computed, and phase_environments, the
+same of the phases whose artefacts say so.
 """
 import json
 import string
@@ -20,6 +21,7 @@ from lib.rows import ROWS
 from arguments import NOT_PART_OF_THE_RUN, PROTOCOLS, with_defaults
 from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, read_record
+from bookkeeping.identity import PROVENANCE, provenance_of
 from tasks import TASKS
 
 # what may differ between the runs of one task in a table, and what the record says elsewhere
@@ -29,9 +31,6 @@ NOT_A_SETTING = {
     "student_model", "nlayers", "select_on", "device"}
 OF_RESULT = ("task", "protocol", "set", "loss", "reward", "curriculum", "seed", "stopped_after", "select_on",
              "dev_labels", "rows", "seconds", "peak_memory_bytes")
-# of environment.json; an older one has fewer
-ENVIRONMENT = ("python", "torch", "transformers", "platform", "cpu", "cpu_threads", "gpu", "git_commit",
-               "git_changes")
 OF_PHASE_4 = [name for name, row in ROWS.items() if row.phase == "phase 4"]
 # of the curriculum's tasks, in the order of the policy's actions
 SIGNS = string.digits + string.ascii_lowercase
@@ -55,9 +54,6 @@ def read_folder(folder):
     for line in metrics:
         if "dev" in line["scores"]:
             looks.setdefault(line["phase"], []).append(line["scores"]["dev"]["correct"])
-    encoder = {side: Path(result[f"{side}_model"]).name for side in ("teacher", "student")}
-    encoder["nlayers"] = result["nlayers"]
-    encoder |= {f"{side}_sha256": result["data"][f"{side}_model"] for side in ("teacher", "student")}
     signs = dict(zip(args["tasks"], SIGNS))
     return {
         "run": f"{folder.parent.name}/{folder.name}",
@@ -65,7 +61,7 @@ def read_folder(folder):
         "phase_order": result["protocol_choices"]["phase_order"],
         "phases": {name: phase["identity"][:16] for name, phase in result["phases"].items()},
         "code": {name: code["sha256"][:16] for name, code in result.get("code", {}).items()},
-        "encoder": encoder,
+        "encoder": encoder_of(result),
         "flags": {name: value for name, value in args.items() if name not in NOT_A_SETTING},
         "data": {name: split for name, split in result["data"].items() if isinstance(split, dict)},
         "looks": looks,
@@ -74,10 +70,17 @@ def read_folder(folder):
         "actions": ["".join(signs[task] for task in line["actions"]) for line in trajectories],
         "rates": summary_beside(folder, args),
         "kd_200_batch": batch_size_of(folder, result["phases"].get("kd_200")),
-        "environment": part_of(read_json(folder / "environment.json", way_out)),
-        "phase_environments": {name: part_of(phase["environment"])
+        "environment": provenance_of(read_json(folder / "environment.json", way_out)),
+        "phase_environments": {name: provenance_of(phase["environment"])
                                for name, phase in result["phases"].items() if phase.get("environment")},
     }
+
+
+def encoder_of(result):
+    """What a record says of the encoders of a run."""
+    return {**{side: Path(result[f"{side}_model"]).name for side in ("teacher", "student")},
+            "nlayers": result["nlayers"],
+            **{f"{side}_sha256": result["data"][f"{side}_model"] for side in ("teacher", "student")}}
 
 
 def batch_size_of(folder, phase):
@@ -93,11 +96,6 @@ def batches_of(record):
     the figure, kd_200 had the batches of phase 2."""
     flags = record["flags"]
     return record.get("kd_200_batch", flags.get("train_dataloader_size")), flags.get("val_dataloader_size")
-
-
-def part_of(environment):
-    """What a record keeps of an environment."""
-    return {name: environment[name] for name in ENVIRONMENT if name in environment}
 
 
 def find_runs(path):
@@ -190,7 +188,7 @@ def mixture_of(records):
             codes.setdefault(phase, {}).setdefault(code, record["run"])
     texts += [f"the code of {phase} ({' and '.join(found.values())})" for phase, found in codes.items()
               if len(found) > 1]
-    for name in ENVIRONMENT[:-1]:
+    for name in PROVENANCE[:-1]:
         seen = {}  # value: the first run that has it
         for record in records:
             for environment in environments_of(record):

@@ -94,6 +94,13 @@ def pytest_addoption(parser):
                      help="write what tests/test_families.py found, as markdown")
 
 
+def pytest_configure(config):
+    for flag in ("--bad_input_table", "--families_table"):
+        if config.getoption(flag) and config.getoption("numprocesses", None):
+            raise pytest.UsageError(f"{flag}: every worker of -n would write its own part over the others'; "
+                                    "leave -n out")
+
+
 def pytest_sessionfinish(session):
     path, module = session.config.getoption("--bad_input_table"), sys.modules.get("test_bad_input")
     if path and module:
@@ -103,7 +110,6 @@ def pytest_sessionfinish(session):
             " tests/test_bad_input.py --bad_input_table tests/bad_input.md`.\n\n| # | given | | said"
             " |\n|---|---|---|---|\n" +
             "".join(f"| {number} | {row} |\n" for number, row in enumerate(rows, 1)), encoding="utf-8")
-
 
     path, module = session.config.getoption("--families_table"), sys.modules.get("test_families")
     if path and module:

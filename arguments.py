@@ -60,17 +60,23 @@ COUNT, RATE, SHARE = number(int, 1), number(float, 0, open_low=True), number(flo
 def build_parser():
     parser = OneLineParser(
         prog="main_superglue.py", allow_abbrev=False, formatter_class=Help,
-        description="MPDistil: teacher, distilled student, meta-teacher, curriculum on one SuperGLUE task.")
+        description="MPDistil: teacher, distilled student, meta-teacher, curriculum on one task of SuperGLUE,"
+                    " GLUE or your own.")
 
     flag = parser.add_argument_group("task and data").add_argument
     flag("--task", required=True,
-         help="main task, in any case: BoolQ, CB, COPA, RTE, WiC or WSC (tasks.TASKS)")
+         help="main task, in any case: BoolQ, CB, COPA, RTE, WiC, WSC; MNLI, MRPC, QNLI, QQP, SST-2, STS-B, "
+              "WNLI, CoLA; or one that a task.json in --data_dir describes (docs/TASKS.md)")
     flag("--data_dir", required=True,
-         help="folder of <Task>/{train,val,test}.jsonl or <TASK>/{train,held,dev,test}.tsv, or 'hub' for "
-              "aps/super_glue")
+         help="folder of <Task>/{train,val,test}.jsonl (SuperGLUE) or <Task>/{train,dev,test}.tsv (GLUE), or "
+              "'hub' for aps/super_glue and nyu-mll/glue")
     flag("--tasks", nargs="+", metavar="TASK",
-         help="curriculum tasks, the policy's actions (default: the main task and every other task found in"
-              " --data_dir)")
+         help="curriculum tasks, the policy's actions (default: the main task and every other task of its "
+              "benchmark found in --data_dir)")
+    flag("--quiz_size", type=COUNT,
+         help="use so many examples of quiz at most, of every task; an episode passes over those of the main "
+              "task (default: all)")
+    flag("--max_train", type=COUNT, help="train on so many examples of train at most, for trials (default: all)")
     flag("--split_seed", type=number(int, 0), default=42, help="seed of the 9:1 split into train and quiz")
     flag("--max_seq_length", type=number(int, 8), default=128,
          help="longest input in tokens, special ones included")

@@ -1,13 +1,16 @@
 """Random streams, reading, the split into train and quiz, encoding, batches.
 
 The official training split is divided into train and quiz, dev is the official validation split, test is
-unlabelled. Whatever cannot be read raises InputError, which names file:line, what was found and expected.
+unlabelled. MNLI has two of dev and of test, and may have the diagnostic set `ax`. Whatever cannot be read raises InputError, which names file:line, what was found and expected.
 """
+import csv
 import hashlib
+import io
+import itertools
 import json
 import re
-import reprlib
 import sys
+import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,9 +19,9 @@ import numpy as np
 import torch
 
 from arguments import resolve_protocol, written
-from bookkeeping.errors import InputError
+from bookkeeping.errors import InputError, one_line, shown
 from bookkeeping.files import LFS_POINTER
-from tasks import TASKS, Task, find_task, protocol_task
+from tasks import BENCHMARKS, TASKS, Task, described_tasks, find_task, protocol_task, tasks_of
 
 # --- randomness ---------------------------------------------------------------------------------------------
 
@@ -83,20 +86,14 @@ class RandomStreams:
 
 @dataclass
 class Example:
-    """One example: pairs (one a choice), label (class number, -1: not given), idx as in the data, where
-    (file:line), and notes: what its builder and the reader counted."""
+    """One example: pairs (one a choice; the second text None where there is none), label (class number, or
+    the number of a regression; None: not given), idx as in the data, where (file:line), and notes: what its
+    builder and the reader counted."""
     idx: object
     pairs: list
-    label: int
+    label: int | float | None
     where: str
     notes: Counter
-
-
-def shown(value):
-    """A value as messages show it: on one line, and not all of it where it is long."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 80
-    return short.repr(value)
 
 
 def open_lines(path):
@@ -163,12 +160,13 @@ def read_jsonl(path, task):
     """(where, record) of each line of the official layout. The object that the task declares (`nested`) is
     opened where there is one, and no other; InputError where it holds a name that stands beside it too."""
     for where, record in read_objects(path):
-        inner = record.pop(task.nested, None)
+        nested = task.layout.nested
+        inner = record.pop(nested, None)
         if inner is not None and not isinstance(inner, dict):
-            raise InputError(f"{where}: field {task.nested!r}: {shown(inner)} found, expected an object")
+            raise InputError(f"{where}: field {nested!r}: {shown(inner)} found, expected an object")
         both = sorted(record.keys() & (inner or {}).keys())
         if both:
-            raise InputError(f"{where}: field {shown(both[0])} stands both in {task.nested!r} and beside it,"
+            raise InputError(f"{where}: field {shown(both[0])} stands both in {nested!r} and beside it,"
                              " expected once; remove one of them")
         yield where, {**record, **(inner or {})}
 
@@ -183,14 +181,15 @@ def read_header(cells, task, where):
     known = {
         **{name: "idx" for name in IDX_COLUMNS},
         **{name.lower(): name for name in (*task.fields, "label")},
-        **task.columns,
+        **task.layout.columns,
     }
     names = [known.get(cell.strip().lower(), cell.strip()) for cell in cells]
-    missing = [name for name in ("idx", *task.fields) if name not in names]
+    needed = (*["idx"] * (not task.layout.numbered), *task.fields)
+    missing = [name for name in needed if name not in names]
     if missing:
         raise InputError(
-            f"{where}: columns {', '.join(map(shown, cells))} found, expected a header with idx,"
-            f" {', '.join(task.fields)} and, where there are labels, label, in any order; missing:"
+            f"{where}: columns {', '.join(map(shown, cells))} found, expected a header with"
+            f" {', '.join(needed)} and, where there are labels, label, in any order; missing:"
             f" {', '.join(missing)}"
         )
     for name in names:
@@ -200,36 +199,109 @@ def read_header(cells, task, where):
 
 
 def read_tsv(path, task):
-    """(where, record) of each row of the released code's layout: a header, which says what the columns are,
-    then a row a line. Quotes are literal; rows without the last column are unlabelled, if that is the
-    label's."""
-    names = None
+    """(where, record) of each row of GLUE's and the released code's layout: a header, which says what the
+    columns are, then a row a line. Quotes are literal; rows without the last column are unlabelled, if that
+    is the label's. Record None: a broken line, where the task's layout lets it be left out."""
+    names, layout, row = None, task.layout, 0
     for number, line in open_lines(path):
         if not line.strip():
             continue
         where, cells = f"{path}:{number}", line.split("\t")
         if names is None:
-            names, header = read_header(cells, task, where), cells
+            if layout.headerless and len(cells) == len(layout.headerless):
+                names = header = layout.headerless
+            else:
+                names, header = read_header(cells, task, where), cells
+                continue
+        row += 1
+        unlabelled = (len(cells), names[-1]) == (len(names) - 1, "label")
+        if layout.skips_broken and len(cells) != len(names) and "label" in names:
+            yield where, None
             continue
-        if len(cells) != len(names) and (len(cells), names[-1]) != (len(names) - 1, "label"):
+        if len(cells) != len(names) and not unlabelled:
             raise InputError(
                 f"{where}: {len(cells)} columns found, expected {len(names)}: {', '.join(header)}"
             )
-        record = dict(zip(names, cells))
-        if re.fullmatch(r"-?[0-9]{1,18}", record["idx"]):
-            record["idx"] = int(record["idx"])
+        record = {name: cell for name, cell in zip(names, cells) if name not in layout.ignored}
+        idx = record.setdefault("idx", row - 1)
+        if isinstance(idx, str) and re.fullmatch(r"-?[0-9]{1,18}", idx):
+            record["idx"] = int(idx)
         yield where, record
 
 
+PANDAS = {  # a text stays what it is: no number, date or gap is made of it
+    "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
+
+
+def read_described(path, task):
+    """(where, record) of a file that a task.json names: .jsonl as SuperGLUE's, .csv with quotes, .tsv whose
+    quotes are literal, .parquet. where: the line, if no text before it goes over several, or the row."""
+    ending = path.suffix.removeprefix(".")
+    if ending == "jsonl":  # not by `datasets`, which makes times of texts that look so
+        yield from rename(read_objects(path), task)
+        return
+    from datasets import Dataset
+    from datasets.utils.logging import disable_progress_bar, set_verbosity_error
+    set_verbosity_error()
+    disable_progress_bar()
+    first, tab = 1, {"sep": "\t", "quoting": csv.QUOTE_NONE} if ending == "tsv" else {}
+    if ending != "parquet":
+        first = 2
+        check_columns(path, **{"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tab else {})
+    with tempfile.TemporaryDirectory() as cache:  # of `datasets`, which would keep a copy of the file
+        options = {"cache_dir": cache, "keep_in_memory": True}
+        try:
+            if ending == "parquet":
+                rows = Dataset.from_parquet(str(path), **options)
+            else:
+                rows = Dataset.from_csv(str(path), **PANDAS, **tab, **options)
+        # pandas and pyarrow say in many ways that a file is not what its name says
+        except Exception as error:
+            reason = one_line(error.__cause__ or error)
+            raise InputError(f"{path}: no .{ending} that can be read ({reason}); expected"
+                             f" {', '.join(task.fields)} and, where there are labels, the labels, in columns"
+                             " with a header, in UTF-8") from None
+    yield from rename(read_dataset(rows, task, path, first), task)
+
+
+def check_columns(path, **form):
+    """InputError where a .csv names a column twice, or its first row has another number of cells than its
+    header, which pandas would make sense of in its own way."""
+    text = "\n".join(line for _, line in open_lines(path))
+    header, *rows = [*itertools.islice((row for row in csv.reader(io.StringIO(text), **form) if row), 2)] or [[]]
+    for name in header:
+        if header.count(name) > 1:
+            raise InputError(f"{path}:1: column {shown(name)} stands twice, expected once; remove one of them")
+    if rows and len(rows[0]) != len(header):
+        raise InputError(f"{path}:2: {len(rows[0])} columns found, expected {len(header)}: {', '.join(header)}")
+
+
+def rename(records, task):
+    """Records whose columns bear the names that the task gives them; idx is the row's number, from 0, where
+    the task has none."""
+    for number, (where, record) in enumerate(records):
+        for there, name in task.layout.columns.items():
+            if there != name and there in record:
+                record[name] = record.pop(there)
+        if task.layout.numbered:
+            record.setdefault("idx", number)
+        yield where, record
+
+
+NUMBER = re.compile(r"-?[0-9]{1,18}(\.[0-9]{0,18})?([eE][-+]?[0-9]{1,2})?")
+
+
 def parse_field(record, name, kind, where):
-    """The value of a field as `kind`; whole numbers may come as text."""
+    """The value of a field as `kind`; numbers may come as text."""
     value = record.get(name)
     if value is None:
         raise InputError(f"{where}: field {name!r} missing or null, found {', '.join(map(shown, record))}")
     if kind is int and isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value.strip()):
         value = int(value)
+    if kind is float and (isinstance(value, int) or NUMBER.fullmatch(str(value).strip())):
+        value = value if isinstance(value, bool) else float(value)
     if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and abs(value) >= 2 ** 63):
-        expected = "text" if kind is str else "a whole number"
+        expected = {str: "text", int: "a whole number", float: "a number"}[kind]
         raise InputError(f"{where}: field {name!r}: {shown(value)} found, expected {expected}")
     return value
 
@@ -243,24 +315,12 @@ def parse_idx(record, where):
     return idx
 
 
-def label_spellings(task):
-    """{lower-case text: class number} of everything that stands for a label of the task."""
-    spellings = {str(label).lower(): number for number, label in enumerate(task.labels)}
-    if set(task.labels) == {False, True}:
-        spellings |= {"0": 0, "1": 1}
-    return spellings | {name: number for number, name in enumerate(task.label_names)}
-
-
-def parse_label(value, task, where):
-    """The class number of a label as it stands in a file; -1 where it is not given (missing, empty or -1)."""
-    text = "" if value is None else str(value).strip().lower()
-    if text in ("", "-1"):
-        return -1
-    number = label_spellings(task).get(text)
-    if number is None:
-        raise InputError(f"{where}: label {shown(value)} found, expected one of"
-                         f" {', '.join(map(str, task.labels))}")
-    return number
+def parse_label(record, task, where):
+    """The label of a record, None where it is not given."""
+    try:
+        return task.rules.labels.parse(record.get("label"), task)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 # What the log says of a split, by what is counted in an example's notes. Control characters, zero-width ones
@@ -276,6 +336,11 @@ WARNINGS = {
     "quoted": "have a text in quotes with doubled quotes in it, as spreadsheets write; all are read as text",
     "in_train": "have the texts of an example in train"
 }
+LEFT_OUT = {  # and of whole lines and examples
+    "broken": "lines with another number of columns left out",
+    "over_quiz_size": "examples left out (--quiz_size)", "over_max_train": "examples left out (--max_train)"
+}
+COUNTED = ("invisible", "unknown", *LEFT_OUT)  # what args and results say of a split
 UNREAD = "unread "  # before the names of fields that nobody asked for
 
 
@@ -287,8 +352,11 @@ def unread_fields(notes):
 def build_examples(task, records, source, text_case="as_is"):
     """The Examples of a split: records checked and turned into texts, lower-cased where text_case is "lower"
     (METHOD.md row 5). Refuses duplicate idx, half-labelled and empty splits."""
-    examples, places, asked = [], {}, {*task.fields, "idx", "label"}
+    examples, places, asked, broken = [], {}, {*task.fields, "idx", "label"}, 0
     for where, record in records:
+        if record is None:
+            broken += 1
+            continue
         values = {name: parse_field(record, name, kind, where) for name, kind in task.fields.items()}
         idx = parse_idx(record, where)
         if str(idx) in places:
@@ -303,11 +371,13 @@ def build_examples(task, records, source, text_case="as_is"):
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         if text_case == "lower":
-            pairs = [(first.lower(), second.lower()) for first, second in pairs]
-        examples.append(Example(idx, pairs, parse_label(record.get("label"), task, where), where, notes))
+            pairs = [tuple(text and text.lower() for text in pair) for pair in pairs]
+        examples.append(Example(idx, pairs, parse_label(record, task, where), where, notes))
     if not examples:
         raise InputError(f"{source}: no examples found, expected at least one")
-    bare = [example for example in examples if example.label < 0]
+    if broken:
+        examples[0].notes["broken"] = broken
+    bare = [example for example in examples if example.label is None]
     if bare and len(bare) < len(examples):
         raise InputError(f"{bare[0].where}: no label, but {len(examples) - len(bare)} other examples of this"
                          " split have one; give all of them labels or none")
@@ -321,23 +391,38 @@ def task_folder(data_dir, task):
     return next((path for path in folders if path.name == task.name), folders[0] if folders else None)
 
 
-LAYOUTS = (("jsonl", read_jsonl, {"train": "train.jsonl", "dev": "val.jsonl", "test": "test.jsonl"}),
-           ("tsv", read_tsv, {"train": "train.tsv", "quiz": "held.tsv", "dev": "dev.tsv",
-                              "test": "test.tsv"}))
+PARTS = ("train", "quiz", "dev", "dev_mismatched", "test", "test_mismatched", "ax")
+LABELLED = ("dev", "dev_mismatched")  # those that must be there where they are asked for
+LAYOUTS = (("jsonl", read_jsonl, {"train": "train", "dev": "val", "test": "test"}),
+           ("tsv", read_tsv, {"train": "train", "quiz": "held", "dev": "dev", "test": "test"}))
+
+
+def files_of(task, folder):
+    """(reader, {split: path}) of each layout that the task's files may have in its folder."""
+    if task.layout.files:
+        return [(read_described, {part: folder / file for part, file in task.layout.files.items()})]
+    found = []
+    for ending, read, stems in LAYOUTS:
+        paths = {part: folder / f"{stem}.{ending}" for part, stem in stems.items()}
+        if task.layout.mismatched:
+            for part in ("dev", "test"):
+                paths[part] = folder / f"{stems[part]}_matched.{ending}"
+                paths[f"{part}_mismatched"] = folder / f"{stems[part]}_mismatched.{ending}"
+        found.append((read, paths))
+    return found
 
 
 def has_training_file(data_dir, task):
-    """Whether data_dir has something of `task` to learn from, in either layout."""
+    """Whether data_dir has something of `task` to learn from, in any layout."""
     folder = task_folder(data_dir, task)
-    return folder is not None and any((folder / names["train"]).is_file() for _, _, names in LAYOUTS)
+    return folder is not None and any(paths["train"].is_file() for _, paths in files_of(task, folder))
 
 
 def read_task(task, data_dir, parts, text_case="as_is"):
-    """{split: Examples} of those `parts` (train, quiz, dev, test) that data_dir has, from any of the three
-    layouts.
+    """{split: Examples} of those `parts` (of PARTS) that data_dir has, from any of the layouts.
 
-    train must be there, and dev where it is asked for; test and the released layout's quiz (held.tsv) are
-    optional.
+    train must be there, and dev where it is asked for; test, the released layout's quiz (held.tsv) and the
+    diagnostic set are optional.
     """
     if data_dir == "hub":
         return read_hub(task, parts, text_case)
@@ -345,111 +430,165 @@ def read_task(task, data_dir, parts, text_case="as_is"):
     if folder is None:
         raise InputError(
             f"--data_dir {data_dir}: no folder {task.name} found, expected {task.name}/train.jsonl (official"
-            f" layout) or {task.name}/train.tsv; give the folder that holds the task folders")
-    found = next(((read, names) for _, read, names in LAYOUTS if (folder / names["train"]).is_file()), None)
+            f" layout of SuperGLUE) or {task.name}/train.tsv (of GLUE); give the folder that holds the task"
+            " folders")
+    layouts = files_of(task, folder)
+    found = next(((read, paths) for read, paths in layouts if paths["train"].is_file()), None)
     if found is None:
-        raise InputError(
-            f"{folder}: neither train.jsonl nor train.tsv found; put the files of {task.name} there")
-    read, names = found
+        names = [paths["train"].name for _, paths in layouts]
+        raise InputError(f"{folder}: {'neither ' * (len(names) > 1)}{' nor '.join(names)}"
+                         f"{' not' * (len(names) == 1)} found; put the files of {task.name} there")
+    read, paths = found
     splits = {}
     for part in parts:
-        path = folder / names[part] if part in names else None
+        path = paths.get(part)
         if path is not None and path.is_file():
-            splits[part] = build_examples(task, read(path, task), path, text_case=text_case)
-        elif part == "dev":
+            splits[part] = build_examples(task, read(path, task), path, text_case)
+        elif path is not None and part in LABELLED:
             raise InputError(f"{path}: no such file, expected the labelled validation split of {task.name}")
+        elif path is not None and task.layout.files:
+            raise InputError(f"{path}: no such file, expected the {part} split that {task.name}'s description"
+                             " names")
+    for name in task.layout.diagnostic:
+        path = folder.parent / name
+        if "ax" in parts and "ax" not in splits and path.is_file():
+            splits["ax"] = build_examples(task, read_tsv(path, task), path, text_case)
     return splits
 
 
-def load_hub(config):
-    """The DatasetDict aps/super_glue `config`, from the cache of `datasets` when offline."""
+def load_hub(repository, config):
+    """The DatasetDict `config` of a benchmark's repository, from the cache of `datasets` when offline."""
     from datasets import load_dataset
     from datasets.utils.logging import set_verbosity_error
     set_verbosity_error()
     try:
         try:
-            return load_dataset("aps/super_glue", config)
+            return load_dataset(repository, config)
         except RuntimeError:  # a repository that still has a loading script: its script-free conversion
-            return load_dataset("aps/super_glue", config, revision="refs/convert/parquet")
+            return load_dataset(repository, config, revision="refs/convert/parquet")
     # whatever datasets, the hub client or the network raised: one line, one way out
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"--data_dir hub: aps/super_glue {config} could not be loaded"
+        raise InputError(f"--data_dir hub: {repository} {config} could not be loaded"
                          f" ({type(error).__name__}: {reason}); connect once to fill the cache, or give a"
                          " folder with the official files") from None
 
 
-def read_dataset(rows, task, source):
-    """(where, record) of each row of a `datasets.Dataset`. Class numbers become the names that its features
-    give them; InputError unless these are the task's labels, in whatever order."""
-    names, expected = getattr(rows.features.get("label"), "names", None), task.labels
+def read_dataset(rows, task, source, first=1):
+    """(where, record) of each row of a `datasets.Dataset`, whose rows are numbered from `first`. Class
+    numbers become the names that its features give them; InputError unless these are the task's labels, in
+    whatever order."""
+    label = next((there for there, name in task.layout.columns.items() if name == "label"), "label")
+    label = label if label in rows.features else "label"
+    names, expected = getattr(rows.features.get(label), "names", None), task.labels
     if names is not None:
-        numbers = [label_spellings(task).get(name.lower(), -1) for name in names]
+        numbers = [class_of(name, task) for name in names]
         if sorted(numbers) != list(range(len(expected))):
             raise InputError(f"{source}: classes {', '.join(names)} found, expected"
                              f" {', '.join(map(str, expected))} in any order; is it the data of {task.name}?")
     for number in range(len(rows)):
-        where = f"{source}:{number + 1}"
+        where = f"{source}:{number + first}"
         try:
             record = rows[number]
         except UnicodeDecodeError as error:
             raise InputError(f"{where}: byte {error.start} of a text is not UTF-8") from None
-        if names is not None and record["label"] in range(len(names)):
-            record["label"] = names[record["label"]]
+        if names is not None and record[label] in range(len(names)):
+            record[label] = names[record[label]]
         yield where, record
 
 
-HUB_NAMES = {"train": "train", "dev": "validation", "test": "test"}
+def class_of(name, task):
+    """The class that a name stands for; -1: none."""
+    try:
+        number = task.rules.labels.parse(name, task)
+    except InputError:
+        return -1
+    return -1 if number is None else number
+
+
+HUB_NAMES = {"train": ("train",), "dev": ("validation", "validation_matched"), "test": ("test", "test_matched"),
+             "dev_mismatched": ("validation_mismatched",), "test_mismatched": ("test_mismatched",)}
 
 
 def read_hub(task, parts, text_case):
-    """read_task for `--data_dir hub`."""
-    data, splits = load_hub(task.name.lower()), {}
+    """read_task for `--data_dir hub`. A task of two benchmarks comes from the repository of the first."""
+    repository, config = BENCHMARKS[task.benchmarks[0]], task.name.lower().replace("-", "")
+    data, splits = load_hub(repository, config), {}
     for part in parts:
-        name = HUB_NAMES.get(part)
-        source = f"aps/super_glue/{task.name.lower()}/{name}"
-        if name in data:
-            splits[part] = build_examples(task, read_dataset(data[name], task, source), source, text_case)
+        names = [name for name in HUB_NAMES.get(part, ()) if name in data]
+        source = f"{repository}/{config}/{(names or HUB_NAMES.get(part, ('',)))[0]}"
+        if names:
+            rows = rename(read_dataset(data[names[0]], task, source), task)
+            splits[part] = build_examples(task, rows, source, text_case)
         elif part in ("train", "dev"):
             raise InputError(f"{source}: no such split, found {', '.join(data)}")
     return splits
 
 
 def curriculum_tasks(names, main_task, data_dir):
-    """The curriculum's tasks in the table's order, the main task among them: those named, else those in
-    data_dir."""
+    """The curriculum's tasks in the table's order, then those that a file describes, the main task among
+    them: those named, else those of the main task's benchmark that are in data_dir; of a task that a file
+    describes, all such tasks there."""
     if data_dir != "hub" and not Path(data_dir).is_dir():
         raise InputError(f"--data_dir {data_dir}: no such folder; expected a folder that holds"
                          f" {main_task.name}/")
+    known = {**TASKS, **described_tasks(data_dir)}
     if names:
-        wanted = {find_task(name, "--tasks").name for name in names}
+        wanted = {find_task(name, "--tasks", data_dir).name for name in names}
     else:
-        wanted = {name for name, task in TASKS.items()
-                  if (task.official if data_dir == "hub" else has_training_file(data_dir, task))}
-    return [task for name, task in TASKS.items() if name in wanted | {main_task.name}]
+        benchmarks = [tasks_of(benchmark) for benchmark in main_task.benchmarks]
+        if data_dir == "hub":  # a task of two benchmarks: the one whose repository it is read from
+            benchmarks = benchmarks[:1]
+        fellows = sum(benchmarks, []) or [name for name, task in known.items() if task.description]
+        wanted = {name for name in fellows if data_dir == "hub" or has_training_file(data_dir, known[name])}
+    return [task for name, task in known.items() if name in wanted | {main_task.name}]
 
 
 # --- train and quiz -----------------------------------------------------------------------------------------
 
-def split_train_quiz(task_name, idx, labels, split_seed):
-    """Positions (train, quiz) of a 9:1 split, stratified by label; both in the data's order.
+def rank_of(task_name, idx, split_seed):
+    """A hash of each example: the same on every machine and with every library version, whatever the order of
+    the file."""
+    return [hashlib.sha256(repr((split_seed, task_name, number)).encode()).digest() for number in idx]
 
-    Within a label, examples are ranked by a hash of (seed, task, idx): the same on every machine and with
-    every library version, whatever the order of the file. The tenth of a label is rounded by largest
-    remainder, so that quiz as a whole has round(n / 10) examples.
-    """
-    rank = [hashlib.sha256(repr((split_seed, task_name, number)).encode()).digest() for number in idx]
-    counts = Counter(labels)
-    quota = {label: count // 10 for label, count in counts.items()}
-    left = (sum(counts.values()) + 5) // 10 - sum(quota.values())
-    for label in sorted(counts, key=lambda label: (-(counts[label] % 10), label))[:left]:
-        quota[label] += 1
-    quiz = set()
-    for label in counts:
-        members = sorted((number for number, value in enumerate(labels) if value == label),
+
+def stratified(strata, rank, size, total):
+    """Positions, in order, of `size` of `total` examples, by stratum: of each stratum its share, rounded by
+    largest remainder, and of its examples those of lowest rank."""
+    counts = Counter(strata)
+    quota = {stratum: count * size // total for stratum, count in counts.items()}
+    left = (sum(counts.values()) * size + total // 2) // total - sum(quota.values())
+    for stratum in sorted(counts, key=lambda stratum: (-(counts[stratum] * size % total), stratum))[:left]:
+        quota[stratum] += 1
+    taken = []
+    for stratum in counts:
+        members = sorted((number for number, value in enumerate(strata) if value == stratum),
                          key=rank.__getitem__)
-        quiz.update(members[:quota[label]])
-    return [n for n in range(len(idx)) if n not in quiz], sorted(quiz)
+        taken += members[:quota[stratum]]
+    return sorted(taken)
+
+
+def split_train_quiz(task_name, idx, strata, split_seed):
+    """Positions (train, quiz) of a 9:1 split, stratified by label (of a regression: by rounded label); both
+    in the data's order. quiz as a whole has round(n / 10) examples."""
+    quiz = stratified(strata, rank_of(task_name, idx, split_seed), 1, 10)
+    taken = set(quiz)
+    return [n for n in range(len(idx)) if n not in taken], quiz
+
+
+def strata_of(task, examples):
+    """What splits of labelled examples are stratified by."""
+    return [task.rules.labels.stratum(example.label, task) for example in examples]
+
+
+def at_most(task, examples, limit, split_seed, what):
+    """`limit` of the examples, stratified; what: the name in LEFT_OUT under which the others are counted."""
+    if limit is None or len(examples) <= limit:
+        return examples
+    rank = rank_of(task.name, [example.idx for example in examples], split_seed)
+    kept = [examples[n] for n in stratified(strata_of(task, examples), rank, limit, len(examples))]
+    kept[0].notes[what] = len(examples) - len(kept)
+    return kept
 
 
 # --- encoded splits and batches -----------------------------------------------------------------------------
@@ -468,7 +607,8 @@ class Split:
     """A tokenised split: the rows' token ids end to end in one int32 array; row r is
     input_ids[offsets[r]:offsets[r + 1]].
 
-    labels: (examples) int64, -1 where not given. checksum: of texts, labels and idx, before the tokenizer.
+    labels: (examples), of the type that the task's kind says; what stands where none is given, too. checksum:
+    of texts, labels and idx, before the tokenizer.
     """
     task: Task
     name: str
@@ -489,7 +629,8 @@ class Split:
 
     @property
     def labelled(self):
-        return bool((self.labels >= 0).all())
+        missing = (self.labels == self.task.rules.labels.missing) | self.labels.isnan()
+        return not missing.any()
 
     def lengths(self):
         """(examples) int64: tokens of each example's longest row."""
@@ -531,11 +672,11 @@ class Split:
     def summary(self):
         """What args and results say of the split."""
         spans = {how: count for how, count in self.notes.items()
-                 if how not in ("invisible", "unknown", *WARNINGS) and not how.startswith(UNREAD)}
+                 if how not in (*COUNTED, *WARNINGS) and not how.startswith(UNREAD)}
         return {
             "examples": len(self), "truncated": self.truncated, "labelled": self.labelled,
             "sha256": self.checksum, **({"spans": spans} if spans else {}),
-            **{how: self.notes[how] for how in ("invisible", "unknown") if how in self.notes}
+            **{how: self.notes[how] for how in COUNTED if how in self.notes}
         }
 
     def absent_labels(self):
@@ -549,14 +690,18 @@ class Split:
         for how, words in WARNINGS.items():
             if how in self.notes:
                 yield f"warning: {name}: {self.notes[how]} of {len(self)} examples {words}"
+        for how, words in LEFT_OUT.items():
+            if how in self.notes:
+                yield f"{name}: {self.notes[how]} {words}"
         if unread_fields(self.notes):
             yield f"{name}: fields not read: {unread_fields(self.notes)}"
 
 
 def checksum_examples(task, examples):
-    """sha256 over task, idx, texts and labels of examples, in order."""
+    """sha256 over task, idx, texts and labels (-1: not given) of examples, in order."""
     content = [[task.name, task.kind, list(map(str, task.labels))]]
-    content += [[example.idx, example.pairs, example.label] for example in examples]
+    content += [[example.idx, example.pairs, -1 if example.label is None else example.label]
+                for example in examples]
     return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
 
 
@@ -566,11 +711,12 @@ def encode_split(task, name, examples, tokenizer, max_seq_length, cls_segment="t
     max_seq_length always (row 6)."""
     pairs = [pair for example in examples for pair in example.pairs]
     first, second = [a for a, _ in pairs], [b for _, b in pairs]
-    encoded = tokenizer(first, second, truncation=False, verbose=False)
+    single = second[0] is None
+    encoded = tokenizer(first, None if single else second, truncation=False, verbose=False)
     ids, types = encoded["input_ids"], encoded.get("token_type_ids")
     long = [row for row, tokens in enumerate(ids) if len(tokens) > max_seq_length]
     if long:
-        cut = tokenizer([first[row] for row in long], [second[row] for row in long],
+        cut = tokenizer([first[row] for row in long], None if single else [second[row] for row in long],
                         truncation="longest_first", max_length=max_seq_length)
         for place, row in enumerate(long):
             ids[row] = cut["input_ids"][place]
@@ -583,10 +729,11 @@ def encode_split(task, name, examples, tokenizer, max_seq_length, cls_segment="t
     unknown = {row // task.rows for row, tokens in enumerate(ids) if tokenizer.unk_token_id in tokens}
     if unknown:
         notes["unknown"] = len(unknown)
-    pad_ids = tokenizer.pad_token_id, getattr(tokenizer, "pad_token_type_id", 0)
+    pad_ids, kind = (tokenizer.pad_token_id, getattr(tokenizer, "pad_token_type_id", 0)), task.rules.labels
     return Split(task=task, name=name, idx=[example.idx for example in examples],
                  where=[example.where for example in examples],
-                 labels=torch.tensor([example.label for example in examples]),
+                 labels=torch.tensor([kind.missing if example.label is None else example.label
+                                      for example in examples], dtype=kind.type),
                  input_ids=np.concatenate(ids).astype(np.int32),
                  token_type_ids=None if types is None else np.concatenate(types).astype(np.int8),
                  offsets=offsets, pad_ids=pad_ids, pad_to=max_seq_length if padding == "max_length" else None,
@@ -594,19 +741,16 @@ def encode_split(task, name, examples, tokenizer, max_seq_length, cls_segment="t
                  checksum=checksum_examples(task, examples), notes=dict(sorted(notes.items())))
 
 
-PARTS = ("train", "quiz", "dev", "test")
-
-
 def load_task(task, data_dir, tokenizer, max_seq_length, split_seed, quiz_batch_size, parts=PARTS,
-              text_case="as_is", **encoding):
+              text_case="as_is", quiz_size=None, max_train=None, **encoding):
     """{split name: Split} of a task: those `parts` that there are; train and quiz must be labelled, and quiz
-    fill a batch."""
+    fill a batch. quiz_size, max_train: as many examples of them at most."""
     wanted = [part for part in PARTS if part in parts or part == "train"]
     examples = read_task(task, data_dir, wanted, text_case)
     whole = examples["train"]
     source = whole[0].where.rsplit(":", 1)[0]
     for name in ("train", "quiz"):
-        if name in examples and examples[name][0].label < 0:
+        if name in examples and examples[name][0].label is None:
             unread = unread_fields(examples[name][0].notes)
             raise InputError(f"{examples[name][0].where}: no label found, expected every {name} example to"
                              f" have one{unread and f'; fields not read: {unread}'}")
@@ -615,9 +759,11 @@ def load_task(task, data_dir, tokenizer, max_seq_length, split_seed, quiz_batch_
         if tuple(example.pairs) in trained_on:
             example.notes["in_train"] += 1
     if "quiz" not in examples:
-        idx, labels = [example.idx for example in whole], [example.label for example in whole]
-        train, quiz = split_train_quiz(task.name, idx, labels, split_seed)
+        idx = [example.idx for example in whole]
+        train, quiz = split_train_quiz(task.name, idx, strata_of(task, whole), split_seed)
         examples |= {"train": [whole[n] for n in train], "quiz": [whole[n] for n in quiz]}
+    for name, limit, what in (("train", max_train, "over_max_train"), ("quiz", quiz_size, "over_quiz_size")):
+        examples[name] = at_most(task, examples[name], limit, split_seed, what)
     if len(examples["quiz"]) < quiz_batch_size:
         raise InputError(f"--val_dataloader_size {quiz_batch_size}: {task.name} has {len(examples['quiz'])}"
                          f" quiz examples (from {source}), expected at least one whole batch; lower it or"
@@ -630,7 +776,7 @@ def load_task(task, data_dir, tokenizer, max_seq_length, split_seed, quiz_batch_
 
 def resolve_tasks(args):
     """(main task, [curriculum tasks]) as the protocol reads them."""
-    protocol, main_task = resolve_protocol(args), find_task(args.task)
+    protocol, main_task = resolve_protocol(args), find_task(args.task, data_dir=args.data_dir)
     tasks = curriculum_tasks(args.tasks, main_task, args.data_dir)
     return protocol_task(main_task, protocol), [protocol_task(task, protocol) for task in tasks]
 
@@ -649,8 +795,8 @@ def load_data(args, main_task, tasks, tokenizer, protocol):
     for task in tasks:
         parts = PARTS if task.name == main_task.name else ("quiz",)
         read[task.name] = load_task(task, args.data_dir, tokenizer, args.max_seq_length, args.split_seed,
-                                    args.val_dataloader_size, parts, protocol.text_case,
-                                    cls_segment=protocol.cls_segment, padding=protocol.padding)
+                                    args.val_dataloader_size, parts, protocol.text_case, args.quiz_size,
+                                    args.max_train, cls_segment=protocol.cls_segment, padding=protocol.padding)
     return read[main_task.name], {name: splits["quiz"] for name, splits in read.items()}
 
 

@@ -1,4 +1,4 @@
-"""MPDistil on one SuperGLUE task: teacher fine-tuning, distillation, meta-teacher, curriculum.
+"""MPDistil on one task: teacher fine-tuning, distillation, meta-teacher, curriculum.
 
     python main_superglue.py --task RTE --data_dir ./data/ --reward_function binary
     python main_superglue.py --task RTE --data_dir ./data/ --reward_function binary --use_comp_loss
@@ -38,6 +38,7 @@ from bookkeeping.signals import stopping_on_signals
 from bookkeeping.tracker import open_tracker, was_sent
 from curriculum import CurriculumTraining, Policy, train_curriculum
 from data_utils import (
+    LABELLED,
     RandomStreams,
     check_selection,
     join_splits,
@@ -57,7 +58,7 @@ from meta_policy import (
     train_meta_teacher,
     train_teacher,
 )
-from metrics import count_labels, row_of, write_predictions
+from metrics import describe_labels, row_of, write_predictions
 from models import (
     FrozenEncoder,
     Heads,
@@ -72,7 +73,7 @@ from models import (
     save_heads,
     save_model,
 )
-from tasks import Task
+from tasks import DESCRIPTION, Task
 
 
 def run(args):
@@ -158,7 +159,7 @@ def fine_tune(lab):
     heads = Heads(inputs.tasks, inputs.checkpoints.hidden_size, args.seed, "teacher", args.head_dropout)
     load_heads(heads.to(lab.device).eval(), phase.folder, [inputs.task.name])
     outputs = lab.stored_outputs(phase, lambda: load_encoder(phase.folder, lab.bf16).to(lab.device))
-    read = {split: 0 for split in ("dev", "test") if split in inputs.data}
+    read = {split: 0 for split in inputs.answered}
     if args.stop_after != "teacher":
         read |= {"quiz": 0, "train": args.nlayers - 1 if args.beta > 0 else 0}
     outputs.prepare(*((inputs.data[split], layers) for split, layers in read.items()))
@@ -270,7 +271,7 @@ def follow_curriculum(lab, teacher, student, meta_teacher):
     save_file({name: value.detach().cpu() for name, value in policy.state_dict().items()},
               lab.log.path / "models" / "policy.safetensors", metadata={"actions": " ".join(names)})
     answers = {split: best.answers.get(split) or lab.answer(lab.predictor(model), inputs.data[split])
-               for split in ("dev", "test") if split in inputs.data}
+               for split in inputs.answered}
     name = "no_curriculum" if args.curriculum == "main_task" else "mpdistil"
     lab.write_row(name, "mpdistil", lab.log.seconds_of_episodes(), answers, {"episode": best.index})
 
@@ -325,10 +326,16 @@ class Inputs:
                 if name == self.args.select_on or (name == "dev" and split.labelled)}
 
     @property
+    def answered(self):
+        """Names of those of data whose examples every row answers: dev, test and the like."""
+        return [name for name in self.data if name not in ("train", "quiz")]
+
+    @property
     def summary(self):
         """{what: checksum or summary} of all that is read."""
         return {**{f"{self.task.name}/{name}": split.summary() for name, split in self.data.items()},
                 **{f"{name}/quiz": split.summary() for name, split in self.quiz.items()},
+                **{f"{task.name}/{DESCRIPTION}": task.description for task in self.tasks if task.description},
                 "teacher_model": self.checkpoints.teacher_sha256,
                 "student_model": self.checkpoints.student_sha256}
 
@@ -454,7 +461,8 @@ class Experiment:
         `others`."""
         task, data = self.inputs.task, self.inputs.data
         read = {name: data[name].encoded_checksum() for name in (*splits, *self.inputs.evaluated)}
-        return {"task": [task.name, task.kind, task.outputs, *task.metrics], **read, **others}
+        described = [task.description] if task.description else []
+        return {"task": [task.name, task.kind, task.outputs, *task.metrics, *described], **read, **others}
 
     def open(self, name, function, settings, reads, **more):
         """The Phase `name`, found finished or to be computed. function: the one that assembles it, above."""
@@ -514,10 +522,10 @@ class Experiment:
         return split.task.rules.answer(predict_split(split)).tolist()
 
     def add_row(self, name, phase, predict_split):
-        """A row from a finished phase: answers to dev and test, scored where labelled."""
+        """A row from a finished phase: answers to dev, test and the like, scored where labelled."""
         data = self.inputs.data
         answers = {split: phase.answers(data[split], lambda split: self.answer(predict_split, split))
-                   for split in ("dev", "test") if split in data}
+                   for split in self.inputs.answered}
         self.write_row(name, name, phase.seconds, answers, {"epoch": phase.best["epoch"]})
 
     def write_row(self, name, phase, seconds, answers, when):
@@ -527,18 +535,20 @@ class Experiment:
         for split, found in answers.items():
             path = self.log.path / "predictions" / name / split / f"{task.name}.jsonl"
             write_predictions(path, task, data[split].idx, found)
-        figures = {**row_of(data["dev"], answers["dev"]), **when} if data["dev"].labelled else None
-        self.log.add_row(name, phase, seconds, figures)
+        scored = {split: {**row_of(data[split], found), **when} for split, found in answers.items()
+                  if split in LABELLED and data[split].labelled}
+        self.log.add_row(name, phase, seconds, {"dev": None, **scored})
 
     def finish(self):
         """Write result.json. Returns exit code 0."""
         args, inputs, dev = self.inputs.args, self.inputs, self.inputs.data["dev"]
-        facts = {"task": inputs.task.name, "protocol": args.protocol, "set": args.set,
+        facts = {"task": inputs.task.name, "kind": inputs.task.kind, "metrics": list(inputs.task.metrics),
+                 "protocol": args.protocol, "set": args.set,
                  "protocol_choices": asdict(inputs.protocol), "loss": loss_name(args),
                  "reward": args.reward_function, "curriculum": args.curriculum, "seed": args.seed,
                  "teacher_model": args.teacher_model, "student_model": args.student_model,
                  "nlayers": args.nlayers, "select_on": args.select_on,
-                 "dev_labels": count_labels(dev) if dev.labelled else None,
+                 "dev_labels": describe_labels(dev) if dev.labelled else None,
                  "data": inputs.summary, "probe": self.probe, "stopped_after": args.stop_after,
                  "code": self.code}
         return self.log.finish(facts, self.store.phases)

@@ -113,9 +113,9 @@ class Evaluator:
 
     def main(self, scores):
         """The figure that selects, on the selecting split."""
-        metrics = self.splits[self.select_on].task.metrics
-        chosen = "f1" if self.rule == "f1_or_accuracy" and "f1" in metrics else metrics[0]
-        return scores[self.select_on][chosen]
+        metrics, found = self.splits[self.select_on].task.metrics, scores[self.select_on]
+        wanted = ["f1" if "f1" in metrics else "accuracy"] if self.rule == "f1_or_accuracy" else []
+        return next(found[name] for name in (*wanted, *metrics) if name in found)
 
     def best(self):
         """An empty Best for this rule."""

@@ -4,33 +4,98 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from sklearn.metrics import f1_score
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 from bookkeeping.errors import InputError
 from data_utils import read_objects
 
+# --- scores -------------------------------------------------------------------------------------------------
 
-def score(task, predictions, labels):
-    """{"accuracy", "f1" (macro, where the task has it), "correct", "total"} of class numbers against class
-    numbers."""
-    predictions, labels = np.asarray(predictions), np.asarray(labels)
-    correct = int((predictions == labels).sum())
-    result = {"accuracy": correct / len(labels)}
-    if "f1" in task.metrics:
-        result["f1"] = float(f1_score(labels, predictions, average="macro", zero_division=0))
-    return {**result, "correct": correct, "total": len(labels)}
+def accuracy(labels, answers):
+    return int((labels == answers).sum()) / len(labels)
+
+
+def macro_f1(labels, answers):
+    return float(f1_score(labels, answers, average="macro", zero_division=0))
+
+
+def f1_of_class_1(labels, answers):
+    return float(f1_score(labels, answers, average="binary", pos_label=1, zero_division=0))
+
+
+def matthews(labels, answers):
+    return float(matthews_corrcoef(labels, answers))
+
+
+def correlation(name):
+    """Pearson's or Spearman's correlation coefficient by scipy; 0 where one side is constant, of which score
+    says so."""
+    def coefficient(labels, answers):
+        from scipy import stats  # here: half a second that other tasks need not wait for
+        if constant_side(labels, answers):
+            return 0.0
+        return float(getattr(stats, name)(labels, answers).statistic)
+    return coefficient
+
+
+def constant_side(labels, answers):
+    """"answers" or "labels", whichever has one value alone; None where neither has."""
+    return next((name for name, values in (("answers", answers), ("labels", labels))
+                 if (values == values[0]).all()), None)
+
+
+METRICS = {"accuracy": accuracy, "f1": macro_f1, "f1_binary": f1_of_class_1, "matthews": matthews,
+           "pearson": correlation("pearsonr"), "spearman": correlation("spearmanr")}
+METRIC_NAMES = {"accuracy": "accuracy", "f1": "macro-F1", "f1_binary": "F1", "matthews": "Matthews",
+                "pearson": "Pearson", "spearman": "Spearman", "mse": "MSE"}
+
+
+def score(task, answers, labels):
+    """{metric: figure, "total"} of answers against labels: of classes "accuracy", the task's other metrics
+    and the "correct" ones; of numbers the task's metrics, "mse" and, where one side has but one value, so
+    that no correlation is defined and 0 stands for it, "constant": which."""
+    answers, labels = np.asarray(answers), np.asarray(labels)
+    scores, rules = task.rules.labels.example_scores(answers, labels), task.rules.labels
+    names = dict.fromkeys([*["accuracy"] * rules.counts, *task.metrics])
+    result = {name: METRICS[name](labels, answers) for name in names}
+    if rules.counts:
+        return {**result, "correct": int(scores.sum()), "total": len(labels)}
+    constant = constant_side(labels, answers)
+    return {**result, "mse": -float(scores.mean()), "total": len(labels),
+            **({"constant": constant} if constant else {})}
 
 
 def row_of(split, answers):
-    """The figures of a row: scores, and which examples were right, a sign each."""
-    right = "".join("01"[answer == label]
-                    for answer, label in zip(answers, split.labels.tolist(), strict=True))
-    return {**score(split.task, answers, split.labels), "right": right}
+    """The figures of a row: scores, and that of every example: which were right, a sign each, or minus the
+    squared errors."""
+    scores = split.task.rules.labels.example_scores(answers, split.labels)
+    assert len(answers) == len(split)
+    if split.task.rules.labels.counts:
+        by_example = {"right": "".join("01"[right] for right in scores.astype(int))}
+    else:
+        by_example = {"example_scores": [round(value, 6) for value in scores.tolist()]}
+    return {**score(split.task, answers, split.labels), **by_example}
 
 
-def count_labels(split):
-    """Examples of each class."""
-    return np.bincount(split.labels, minlength=len(split.task.labels)).tolist()
+def describe_labels(split):
+    """What a result says of a split's labels: examples of each class, or number, mean and variance."""
+    return split.task.rules.labels.describe(split.labels.numpy(), split.task)
+
+
+def floor_of(task, described):
+    """The scores of the best answer that is the same for all examples (the most frequent class, the mean), by
+    what describe_labels gave."""
+    answer, labels = task.rules.labels.floor(described)
+    return score(task, np.full(len(labels), answer), labels)
+
+
+def spoken(figures):
+    """The scores of a split in a few words."""
+    if "correct" in figures:
+        return f"{figures['correct']}/{figures['total']}"
+    constant = f" (constant {figures['constant']})" if "constant" in figures else ""
+    name = next(name for name in METRICS if name in figures)
+    return f"{METRIC_NAMES[name]} {100 * figures[name]:.1f}{constant}"
 
 
 @dataclass
@@ -64,24 +129,23 @@ class Best:
 # --- prediction files ---------------------------------------------------------------------------------------
 
 def write_predictions(path, task, idx, predictions):
-    """One {"idx", "label"} a line, labels as the SuperGLUE leaderboard spells them."""
+    """One {"idx", "label"} a line, labels as the task's leaderboard spells them, or numbers."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(
         "".join(
-            json.dumps({"idx": number, "label": task.answers[answer]}) + "\n"
-            for number, answer in zip(idx, map(int, predictions), strict=True)), encoding="utf-8")
+            json.dumps({"idx": number, "label": task.rules.labels.write(answer, task)}) + "\n"
+            for number, answer in zip(idx, predictions, strict=True)), encoding="utf-8")
 
 
 def read_predictions(path, task):
-    """{idx: class number} of a file in the leaderboard's format, in the order of its lines. InputError, with
+    """{idx: answer} of a file that write_predictions wrote, in the order of its lines. InputError, with
     file:line, where a line is none or an idx stands twice."""
-    answers, found, places = ({json.dumps(answer): number
-                               for number, answer in enumerate(task.answers)}, {}, {})
+    found, places = {}, {}
     for where, row in read_objects(Path(path)):
         if not {"idx", "label"} <= row.keys() or any(isinstance(value, dict) for value in row.values()):
             raise InputError(
                 f'{where}: keys {json.dumps(list(row))} found, expected {{"idx": ..., "label": ...}}')
-        idx, label = row["idx"], json.dumps(row["label"])
+        idx = row["idx"]
         if not isinstance(idx, (int, str)) or isinstance(idx, bool):
             raise InputError(
                 f"{where}: idx {json.dumps(idx)} found, expected the whole number or text that names the"
@@ -90,9 +154,8 @@ def read_predictions(path, task):
             raise InputError(
                 f"{where}: idx {json.dumps(idx)} stands already at {places[idx]}; expected one prediction an"
                 " example")
-        if label not in answers:
-            raise InputError(
-                f"{where}: label {label} found, expected one of {', '.join(answers)}, as the leaderboard"
-                f" spells {task.name}")
-        places[idx], found[idx] = where, answers[label]
+        try:
+            places[idx], found[idx] = where, task.rules.labels.read(row["label"], task)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
     return found

@@ -1,4 +1,5 @@
 """Errors that end a run with one line; main_superglue.main turns each into an exit code."""
+import reprlib
 import signal
 
 
@@ -26,3 +27,10 @@ class Stopped(Exception):
         super().__init__(
             f"stopped by {signal.Signals(signum).name}; what was reached is saved, the same command "
             "goes on from there")
+
+
+def shown(value):
+    """A value as messages show it: on one line, and not all of it where it is long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    return short.repr(value)

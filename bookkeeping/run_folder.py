@@ -13,6 +13,7 @@ from bookkeeping.errors import InputError
 from bookkeeping.files import sync, write_json, write_record
 from bookkeeping.machine import environment, peak_memory_bytes
 from bookkeeping.states import Saver
+from metrics import METRIC_NAMES, spoken
 
 STATE_FOLDER = "state"  # of phase 4, which belongs to the run alone
 NOT_SYNCED = ("tensorboard", "wandb")  # what trackers write, also while the run ends
@@ -122,8 +123,7 @@ class RunFolder:
         """An epoch or episode: one line of log.txt."""
         kind = "epoch" if "epoch" in values else "episode"
         number, phase = values[kind], values["phase"]
-        scores = "  ".join(f"{split} {figures['correct']}/{figures['total']}"
-                           for split, figures in values["scores"].items())
+        scores = "  ".join(f"{split} {spoken(figures)}" for split, figures in values["scores"].items())
         parts = "  ".join(f"{name} {values[name]:.4f}"
                           for name in ("loss", "reward", "entropy", "gradient_norm") if name in values)
         loud = kind == "epoch" or values["best"] or number % 20 == 0
@@ -174,9 +174,10 @@ class RunFolder:
         lines = map(json.loads, (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
         return round(sum(line["seconds"] for line in lines if "episode" in line), 2)
 
-    def add_row(self, name, phase, seconds, dev):
-        """A row of the result: dev, its figures (None: not scored); seconds that `phase` took."""
-        self.rows[name] = {"dev": dev}
+    def add_row(self, name, phase, seconds, figures):
+        """A row of the result: figures by split (dev: None where it is not scored); seconds that `phase`
+        took."""
+        self.rows[name] = figures
         self.seconds[phase] = seconds
 
     def finish(self, facts, phases):
@@ -226,7 +227,7 @@ def describe_inputs(inputs, drawn):
     yield (f"main task {inputs.task.name}; curriculum tasks found in {inputs.args.data_dir}:"
            f" {', '.join(inputs.quiz)}")
     for name, figures in inputs.summary.items():
-        if name in ("teacher_model", "student_model"):
+        if not isinstance(figures, dict):
             continue
         spans = figures.get("spans")
         yield (f"{name}: {figures['examples']} examples, {figures['truncated']} truncated, sha256 "
@@ -263,14 +264,21 @@ def say_result(result, folder, say):
     say(f"{result['task']}, protocol {result['protocol']}{changes}, loss {result['loss']}, reward"
         f" {result['reward']}, curriculum {result['curriculum']}, seed {result['seed']}; dev:")
     for name, row in result["rows"].items():
-        dev = row["dev"]
-        if dev is None:
+        if row["dev"] is None:
             say(f"  {name:<14} not scored: dev has no labels")
             continue
-        f1 = f"  macro-F1 {100 * dev['f1']:.1f}" if "f1" in dev else ""
+        dev = row["dev"]
+        more = "".join(f"  {split} {spoken(row[split])}" for split in row if split != "dev")
+        f1 = "".join(f"  {METRIC_NAMES[metric]} {100 * dev[metric]:.1f}" for metric in METRIC_NAMES
+                     if metric in dev and metric not in ("accuracy", "mse"))
+        if "correct" in dev:
+            counts = f"{dev['correct']:>5}/{dev['total']:<5} {100 * dev['accuracy']:5.1f}"
+        else:
+            counts = f"{dev['total']:>5} examples  MSE {dev['mse']:.4f}"
+        if "constant" in dev:
+            more += f"  constant {dev['constant']}, no correlation: 0 stands for it"
         when = f"epoch {dev['epoch']}" if "epoch" in dev else f"episode {dev['episode']}"
         reused = "  reused" if name in result["reused"] else ""
         seconds = result["seconds"].get(name, result["seconds"].get("mpdistil", 0))
-        say(f"  {name:<14} {dev['correct']:>5}/{dev['total']:<5} {100 * dev['accuracy']:5.1f}{f1}  {when}"
-            f"  {seconds:.0f} s{reused}")
+        say(f"  {name:<14} {counts}{f1}{more}  {when}  {seconds:.0f} s{reused}")
     say(f"result.json, metrics.jsonl, predictions/ and models/ are in {folder}")

@@ -1,11 +1,11 @@
-"""Write sample_data/: small BoolQ, CB, COPA, RTE, WiC and WSC files in the official layout, with text of our
-own.
+"""Write sample_data/: small BoolQ, CB, COPA, RTE, WiC and WSC files in SuperGLUE's layout, small MRPC, SST-2 and
+STS-B files in GLUE's, with text of our own.
 
     python scripts/make_sample_data.py [--output_dir sample_data]
 
 Every sentence is put together from the word lists below, so that a small encoder can learn the tasks in a few
-epochs. The same bytes come out on every machine. The labels are balanced: classes of a split differ by one
-example at the most.
+epochs. The same bytes come out on every machine. The labels are balanced: classes of a split, and STS-B's
+whole scores, differ by one example at the most.
 """
 import argparse
 import json
@@ -127,6 +127,64 @@ def wsc(rng, label):
     return {"text": text, "target": target}
 
 
+PRAISE = ["charming", "witty", "moving", "gripping", "clever", "tender"]
+BLAME = ["dull", "clumsy", "hollow", "tedious", "noisy", "lifeless"]
+WORKS = ["film", "comedy", "thriller", "drama", "portrait of a family", "sequel"]
+ABOUT = ["the story is {}", "the dialogue is {}", "the ending feels {}", "the leads are {}"]
+
+
+def said_otherwise(person, deed, place, day):
+    """The same, in other words."""
+    return f"It was {person} who {deed} {day} , not far from the {place} ."
+
+
+def mrpc(rng, label):
+    person, other = rng.sample(PEOPLE, 2)
+    (deed, never), place, day = rng.choice(DEEDS), rng.choice(PLACES), rng.choice(DAYS)
+    second = said_otherwise(person, deed, place, day) if label else said_otherwise(
+        *rng.choice([(other, deed), (person, never)]), place, day)
+    return f"{person} {deed} near the {place} {day} .", second
+
+
+def sst2(rng, label):
+    words, others = (PRAISE, BLAME) if label else (BLAME, PRAISE)
+    first, second = rng.sample(words, 2)
+    about = rng.choice(ABOUT).format(second)
+    hedge = rng.choice(["", f"though never {rng.choice(others)} , "])
+    return f"a {first} {rng.choice(WORKS)} , {hedge}{about} ."
+
+
+def stsb(rng, label):
+    """As many of five parts are the same as the score says."""
+    lists = (PEOPLE, [deed for pair in DEEDS for deed in pair], PLACES, DAYS, ["alone", "with a friend", "twice"])
+    first = [rng.choice(values) for values in lists]
+    same = rng.sample(range(5), label)
+    second = [value if place in same else rng.choice([other for other in values if other != value])
+              for place, (value, values) in enumerate(zip(first, lists))]
+    return tuple("{} {} near the {} {} , {} .".format(*parts) for parts in (first, second))
+
+
+def write_glue(folder, split, examples):
+    """Write [(texts, label)] as GLUE does: MRPC with a byte-order mark and other columns than the rest, SST-2
+    without idx but in test."""
+    name, lines = folder.name, []
+    for idx, (texts, label) in enumerate(examples):
+        texts = (texts,) if isinstance(texts, str) else texts
+        if name == "MRPC":
+            lines.append([idx if split == "test" else label, 1000 + 2 * idx, 1001 + 2 * idx, *texts])
+        elif name == "SST-2":
+            lines.append([idx, *texts] if split == "test" else [*texts, label])
+        else:
+            lines.append([idx, *texts] if split == "test" else [idx, *texts, f"{label:.3f}"])
+    first, last = ("index", []) if split == "test" else (None, ["score" if name == "STS-B" else "label"])
+    header = {"MRPC": [first or "Quality", "#1 ID", "#2 ID", "#1 String", "#2 String"],
+              "SST-2": [*[first] * bool(first), "sentence", *last],
+              "STS-B": ["index", "sentence1", "sentence2", *last]}[name]
+    text = "".join("\t".join(map(str, cells)) + "\n" for cells in (header, *lines))
+    (folder / f"{split}.tsv").write_text("\ufeff" * (name == "MRPC" and split != "test") + text, encoding="utf-8")
+
+
+GLUE_BUILDERS = {"MRPC": (mrpc, (0, 1)), "SST-2": (sst2, (0, 1)), "STS-B": (stsb, (0, 1, 2, 3, 4, 5))}
 BUILDERS = {"BoolQ": (boolq, (False, True)), "CB": (cb, ("entailment", "contradiction", "neutral")),
             "COPA": (copa, (0, 1)), "RTE": (rte, ("entailment", "not_entailment")),
             "WiC": (wic, (False, True)), "WSC": (wsc, (False, True))}
@@ -150,6 +208,13 @@ def main():
                     del example["label"]
             lines = [json.dumps({**example, "idx": idx}) + "\n" for idx, example in enumerate(examples)]
             (args.output_dir / task / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    for task, (build, labels) in GLUE_BUILDERS.items():
+        (args.output_dir / task).mkdir(parents=True, exist_ok=True)
+        for split, size in (("train", SIZES["train"]), ("dev", SIZES["val"]), ("test", SIZES["test"])):
+            rng = random.Random(f"{task} {split}")
+            examples = [(build(rng, label), label) for label in (labels[n % len(labels)] for n in range(size))]
+            rng.shuffle(examples)
+            write_glue(args.output_dir / task, split, examples)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,16 @@ from arguments import OneLineParser
 from bookkeeping.errors import InputError
 
 
+OWN = "own"  # of --table: no table of the paper
+
+
 def parse(argv):
     parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUNS",
                         help="run folders, folders of them, or compact files")
     tables = [name.removeprefix("table_") for name in read_paper() if name.startswith("table_")]
-    parser.add_argument("--table", required=True, choices=tables, help="of the paper")
+    parser.add_argument("--table", required=True, choices=[*tables, OWN],
+                        help=f"of the paper, or '{OWN}': a column for each task and metric that the runs have")
     parser.add_argument("--format", choices=("md", "tex", "csv", "html"), default="md",
                         help="md, html: everything; tex: the tables; csv: a line a cell and seed (default:"
                              " md)")
@@ -57,8 +61,12 @@ def make(args):
         check_unmixed(records)
     if args.compact:
         write_compact(records, args.compact)
-    table = read_paper()[f"table_{args.table}"]
-    columns = dict.fromkeys(name for name, _ in table["columns"])
+    from lib.tables import columns_of, task_of  # here: what they need may not be installed
+    if args.table == OWN:
+        table = columns_of(Found(records))
+    else:
+        table = read_paper()[f"table_{args.table}"]
+    columns = dict.fromkeys(task_of(name) for name, _ in table["columns"])
     others = Counter(record["task"] for record in records if record["task"] not in columns)
     records = [record for record in records if record["task"] in columns]
     if not records:
@@ -76,7 +84,7 @@ def make(args):
 
 def render(args, found, table, left_out, places):
     """The text that --format asks for; writes the figures."""
-    from lib import formats, pages, tables  # here: what they need may not be installed
+    from lib import formats, pages, tables
     drawings = []
     if args.figures or args.format == "html":
         from lib.figures import draw_all

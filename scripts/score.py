@@ -1,16 +1,14 @@
-"""Score prediction files in the SuperGLUE leaderboard's format against labelled files, with an exact 95%
-interval.
+"""Score prediction files of runs against labelled files, with an exact 95% interval.
 
     python scripts/score.py --predictions RUN/predictions/mpdistil/dev --labels DATA_DIR/CB/val.jsonl ...
 
-A labels file is SuperGLUE's .jsonl or the released code's .tsv, in a folder that has its task's name (any
-case); its predictions are <Task>.jsonl. The interval is Clopper-Pearson's: of the accuracy on examples like
-these, as they are drawn, not over seeds. Official idx begin at 0 in every split: that predictions and
+A labels file is SuperGLUE's .jsonl, GLUE's or the released code's .tsv, or one that a task.json names, in a
+folder that has its task's name (any case); its predictions are <Task>.jsonl. The interval is
+Clopper-Pearson's: of the accuracy on examples like these, as they are drawn, not over seeds. Official idx begin at 0 in every split: that predictions and
 labels are of one split shows only where the splits' sizes differ.
 """
 import os
 import sys
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,39 +18,47 @@ from lib.statistics import exact_interval
 
 from arguments import OneLineParser
 from bookkeeping.errors import InputError
-from data_utils import LAYOUTS, build_examples
-from metrics import read_predictions, score
+from data_utils import LAYOUTS, build_examples, read_described
+from metrics import METRIC_NAMES, floor_of, read_predictions, score
 from tasks import find_task
 
 READERS = {f".{ending}": read for ending, read, _ in LAYOUTS}
 
 
 def read_labels(path):
-    """(task, {idx: class number}) of a labelled file, the task being the name of its folder."""
-    task = find_task(Path(os.path.abspath(path)).parent.name, f"--labels {path}: name of its folder")
-    if path.suffix not in READERS:
+    """(task, {idx: label}) of a labelled file, the task being the name of its folder."""
+    folder = Path(os.path.abspath(path)).parent
+    task = find_task(folder.name, f"--labels {path}: name of its folder", folder.parent)
+    readers = {path.suffix: read_described} if path.name in task.layout.files.values() else READERS
+    if path.suffix not in readers:
         raise InputError(f"--labels {path}: a name that ends in {path.suffix or 'nothing'} found, expected"
                          f" {' or '.join(READERS)}")
     if not path.is_file():
         raise InputError(f"--labels {path}: no such file, expected the labelled file of {task.name}")
     # labels are the same under every protocol, whatever it makes of the texts
     bare = replace(task, build=lambda record, notes: [])
-    examples = build_examples(bare, READERS[path.suffix](path, task), path)
-    if examples[0].label < 0:  # then all of them: build_examples refuses half-labelled files
+    examples = build_examples(bare, readers[path.suffix](path, task), path)
+    if examples[0].label is None:  # then all of them: build_examples refuses half-labelled files
         raise InputError(f"{examples[0].where}: no label, nor in any other line; expected a labelled file,"
                          " such as val.jsonl")
     return task, {example.idx: example.label for example in examples}
 
 
 def row_of(task, predicted, labels):
-    """A line of the table: class numbers by idx, predicted and given."""
-    given = list(labels.values())
+    """A line of the table: answers by idx, predicted and given."""
+    rules, given = task.rules.labels, list(labels.values())
     found = score(task, [predicted[idx] for idx in labels], given)
-    low, high = exact_interval(found["correct"], found["total"])
-    f1 = f"{100 * found['f1']:.1f}" if "f1" in found else ""
-    majority = 100 * max(Counter(given).values()) / len(given)
-    return (f"| {task.name} | {found['correct']}/{found['total']} | {100 * found['accuracy']:.1f} |"
-            f" {100 * low:.1f} to {100 * high:.1f} | {f1} | {majority:.1f} |")
+    floor = floor_of(task, rules.describe(given, task))
+    counts, interval, level = str(found["total"]), "", task.metrics[0]
+    if rules.counts:
+        low, high = exact_interval(found["correct"], found["total"])
+        counts, interval = f"{found['correct']}/{found['total']}", f"{100 * low:.1f} to {100 * high:.1f}"
+        level = "accuracy"
+    others = ", ".join(f"{METRIC_NAMES[name]} {100 * found[name]:.1f}" for name in task.metrics
+                       if name != level)
+    constant = f" (constant {found['constant']})" if "constant" in found else ""
+    return (f"| {task.name} | {counts} | {METRIC_NAMES[level]} {100 * found[level]:.1f}{constant} | {interval} |"
+            f" {others} | {100 * floor[level]:.1f} |")
 
 
 def score_files(folder, files):
@@ -75,7 +81,7 @@ def score_files(folder, files):
         predicted = read_predictions(file, task)
         compare_idx(file, predicted, labels, path, "give the predictions and the labels of one split")
         rows.append(row_of(task, predicted, labels))
-    print("| task | correct | accuracy, % | 95% interval, % | macro-F1, % | majority, % |",
+    print("| task | correct | score, % | 95% interval, % | others, % | floor, % |",
           "|---|---|---|---|---|---|", *rows, sep="\n")
     left = [name for name in there if Path(name).stem not in given]
     if left:

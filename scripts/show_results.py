@@ -9,6 +9,10 @@ import json
 import statistics
 from pathlib import Path
 
+import lib  # noqa: F401  the path to the project's modules
+
+from metrics import METRIC_NAMES, spoken
+
 
 def mean(values):
     return sum(values) / len(values)
@@ -28,7 +32,7 @@ def over_seeds(folders):
     for folder in folders:
         result, variant = read_run(folder)
         for row, figures in result["rows"].items():
-            if figures["dev"]:
+            if figures["dev"] and "correct" in figures["dev"]:
                 counts.setdefault((variant, row), {})[result["seed"]] = figures["dev"]["correct"]
     for (variant, row), found in counts.items():
         if len(found) > 1:
@@ -54,9 +58,10 @@ def rows_of(folder, shown):
             continue
         when = f"epoch {dev['epoch']}" if "epoch" in dev else f"episode {dev['episode']}"
         seconds = result["seconds"].get(row, result["seconds"].get("mpdistil"))
-        f1 = f"{100 * dev['f1']:.1f}" if "f1" in dev else ""
-        yield (f"| {name} | {row} | {dev['correct']}/{dev['total']} | {100 * dev['accuracy']:.1f} | {f1} |"
-               f" {when} | {seconds:.0f} |")
+        level = f"{100 * dev['accuracy']:.1f}" if "accuracy" in dev else ""
+        others = ", ".join(f"{METRIC_NAMES[metric]} {100 * dev[metric]:.1f}" for metric in METRIC_NAMES
+                           if metric in dev and metric not in ("accuracy", "mse"))
+        yield f"| {name} | {row} | {spoken(dev)} | {level} | {others} | {when} | {seconds:.0f} |"
 
 
 def signal_of(folder):
@@ -69,9 +74,10 @@ def signal_of(folder):
     fifth = max(1, len(episodes) // 5)
     parts = [f"{mean([line[key] for line in part]):.4f}" for key in ("reward", "entropy")
              for part in (episodes[:fifth], episodes[-fifth:])]
-    dev = [line["scores"]["dev"]["accuracy"] for line in episodes if "dev" in line["scores"]]
-    accuracy = f"{100 * mean(dev):.1f}" if dev else ""
-    return f"| {folder.parent.name}/{folder.name} | {len(episodes)} | {' | '.join(parts)} | {accuracy} |"
+    dev = [line["scores"]["dev"] for line in episodes if "dev" in line["scores"]]
+    level = next(name for name in METRIC_NAMES if name in dev[0]) if dev else ""
+    score = f"{METRIC_NAMES[level]} {100 * mean([scores[level] for scores in dev]):.1f}" if dev else ""
+    return f"| {folder.parent.name}/{folder.name} | {len(episodes)} | {' | '.join(parts)} | {score} |"
 
 
 def main():
@@ -81,14 +87,14 @@ def main():
     for folder in runs:
         if not (folder / "result.json").is_file():
             parser.error(f"{folder}: no result.json found; expected the folder of a finished run")
-    print("| run | row | dev | accuracy | macro-F1 | best | seconds |\n|---|---|---|---|---|---|---|")
+    print("| run | row | dev | accuracy | others | best | seconds |\n|---|---|---|---|---|---|---|")
     shown = set()
     for folder in runs:
         print("\n".join(rows_of(folder, shown)))
     signals = [line for line in map(signal_of, runs) if line]
     if signals:
         print("\n| run | episodes | reward, first fifth | last fifth | entropy, first fifth | last fifth |"
-              " mean dev accuracy |\n|---|---|---|---|---|---|---|")
+              " mean score on dev |\n|---|---|---|---|---|---|---|")
         print("\n".join(signals))
     seeds = list(over_seeds(runs))
     if seeds:

@@ -29,7 +29,7 @@ from lib.rows import ALIASES, ROWS, find_rows
 from arguments import OneLineParser
 from bookkeeping.errors import InputError
 from bookkeeping.signals import STOP_SIGNALS
-from tasks import TASKS, find_task
+from tasks import find_task, tasks_of
 
 # flags of main_superglue.py that the sweep sets itself
 OWN = ("--task", "--seed", "--use_comp_loss", "--reward_function", "--curriculum", "--stop_after",
@@ -149,11 +149,11 @@ def parse(argv=None):
     parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False,
                            epilog="All other flags go to main_superglue.py.")
     parser.add_argument("--data_dir", required=True, help="as main_superglue.py takes it")
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), metavar="TASK",
-                        help=f"main tasks (default: {' '.join(TASKS)})")
+    parser.add_argument("--tasks", nargs="+", default=tasks_of("superglue"), metavar="TASK",
+                        help=f"main tasks (default: {' '.join(tasks_of('superglue'))})")
     parser.add_argument("--curriculum_tasks", nargs="+", metavar="TASK",
-                        help="main_superglue.py's --tasks: curriculum tasks (default: every task found in"
-                             " --data_dir)")
+                        help="main_superglue.py's --tasks: curriculum tasks (default: every task of the main"
+                             " task's benchmark found in --data_dir)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[42], metavar="SEED", help="(default: 42)")
     parser.add_argument("--rows", nargs="+", default=["all"], metavar="ROW",
                         help=f"of {', '.join([*ROWS, *ALIASES])} (default: all)")
@@ -177,7 +177,8 @@ def parse(argv=None):
     if taken:
         parser.error(f"{taken[0]}: the sweep sets it itself; leave it out")
     try:
-        args.tasks = list(dict.fromkeys(find_task(task, "argument --tasks").name for task in args.tasks))
+        args.tasks = list(dict.fromkeys(find_task(task, "argument --tasks", args.data_dir).name
+                                        for task in args.tasks))
     except InputError as error:
         parser.error(str(error))
     try:

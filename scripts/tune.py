@@ -25,7 +25,7 @@ from arguments import PATHS, OneLineParser, build_parser, number, parse_argument
 from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, write_record
 from bookkeeping.identity import provenance_of
-from data_utils import read_task, split_train_quiz
+from data_utils import read_task, split_train_quiz, strata_of
 from sweep import Sweep
 from tasks import find_task
 
@@ -72,7 +72,8 @@ def score_of(job, rows):
     lines = [
         json.loads(line) for line in (job.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     ]
-    metric, scores = find_task(job.args.task).metrics[0], []
+    metric = find_task(job.args.task, data_dir=job.args.data_dir).metrics[0]
+    scores = []
     for row in rows:
         epochs = [line["scores"]["quiz"][metric] for line in lines if line["phase"] == row]
         last = epochs[len(epochs) // 2:]
@@ -91,7 +92,7 @@ def write_rates(args, choices, made, quiz):
                 if name not in (*PATHS, *choices, "seed", "split_seed")}
     record = {
         "task": args.task, "encoder": encoder_of(result),
-        "protocol": result["protocol"], "set": result["set"], "metric": find_task(args.task).metrics[0],
+        "protocol": result["protocol"], "set": result["set"], "metric": find_task(args.task, data_dir=args.data_dir).metrics[0],
         "flags": {flag: choice["choice"] for flag, choice in choices.items()}, "choices": choices,
         "quiz": quiz, "splits": args.split_seeds, "settings": settings, "runs": [{
             "flag": flag, "value": value, "split_seed": job.args.split_seed, "seed": job.args.seed,
@@ -134,7 +135,8 @@ def tune(args, more):
 def check_quiz(args):
     """Examples of quiz. InputError where there is none to choose by, or only one that no seed divides anew.
     Sets the number of divisions where none was given."""
-    found = read_task(find_task(args.task), args.data_dir, ("train", "quiz"))
+    task = find_task(args.task, data_dir=args.data_dir)
+    found = read_task(task, args.data_dir, ("train", "quiz"))
     if "quiz" in found:
         if (args.split_seeds or 1) > 1:
             raise InputError(
@@ -144,7 +146,7 @@ def check_quiz(args):
         args.split_seeds = 1
         return len(found["quiz"])
     train = found["train"]
-    quiz = split_train_quiz(args.task, [e.idx for e in train], [e.label for e in train], FIRST_SEED)[1]
+    quiz = split_train_quiz(args.task, [e.idx for e in train], strata_of(task, train), FIRST_SEED)[1]
     if not quiz:
         raise InputError(
             f"--task {args.task}: no quiz split ({len(train)} training examples, of which a tenth would be "
@@ -187,7 +189,7 @@ def parse(argv=None):
     if taken:
         parser.error(f"{taken[0]}: the choice of rates sets it itself; leave it out")
     try:
-        args.task = find_task(args.task).name
+        args.task = find_task(args.task, data_dir=args.data_dir).name
     except InputError as error:
         parser.error(str(error))
     args.data_dir = absolute(args.data_dir)

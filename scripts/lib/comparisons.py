@@ -34,25 +34,34 @@ class Comparison:
         return bool(self.seeds) and not self.same
 
     @cached_property
-    def right(self):
-        """Right answers of both sides: (seeds, examples) each."""
-        return [self.found.right(self.task, names, self.seeds) for names in self.sides]
+    def scores(self):
+        """Of both sides, right answers or minus the squared errors: (seeds, examples) each."""
+        return [self.found.scores(self.task, names, self.seeds) for names in self.sides]
 
     @cached_property
     def interval(self):
         """(mean, low, high) of the difference."""
-        first, second = self.right
-        return mean_interval(first - second)
+        first, second = self.scores
+        return mean_interval(first - second, ends=(-1.0, 1.0) if self.in_percent else (None, None))
 
     @property
     def mean(self):
-        first, second = self.right
+        first, second = self.scores
         return (first - second).mean()
+
+    @property
+    def in_percent(self):
+        """Whether it is a difference of shares; else one of squared errors, in the labels' unit squared."""
+        return self.found.counts(self.task)
+
+    def spoken(self, value):
+        """A difference as a table shows it."""
+        return f"{100 * value:+.1f}" if self.in_percent else f"{value:+.4f}"
 
     @cached_property
     def p_values(self):
         """Of the test over examples and the one over seeds."""
-        return permutation_p(*self.right), paired_t_p(*self.right)
+        return permutation_p(*self.scores), paired_t_p(*self.scores, self.in_percent)
 
     @property
     def looks(self):
@@ -77,10 +86,11 @@ class Comparison:
             return [*self.what, MISSING, *[""] * (len(COLUMNS) - 1)]
         if self.same:
             return [*self.what, *[""] * (len(COLUMNS) - 1), self.same]
-        (first, second), (mean, low, high) = self.right, self.interval
-        by_seed = " ".join(f"{value:+.3g}" for value in (first - second).sum(1))
-        return [*self.what, " : ".join(self.looks), f"{100 * mean:+.1f}",
-                f"{100 * low:+.1f} to {100 * high:+.1f}", by_seed,
+        (first, second), (mean, low, high) = self.scores, self.interval
+        of_seeds = (first - second).sum(1) if self.in_percent else (first - second).mean(1)
+        by_seed = " ".join(f"{value:+.3g}" for value in of_seeds)
+        return [*self.what, " : ".join(self.looks), self.spoken(mean),
+                f"{self.spoken(low)} to {self.spoken(high)}", by_seed,
                 *map(probability, (*self.p_values, self.p_corrected)), self.verdict]
 
 

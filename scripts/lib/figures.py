@@ -16,19 +16,28 @@ from lib.rows import MPDISTIL, ROWS, label_of
 from lib.run_records import SIGNS
 from lib.statistics import mean_interval
 
+from metrics import METRIC_NAMES
+
 SETTINGS = {"svg.hashsalt": "mpdistil", "svg.fonttype": "path", "font.size": 9, "axes.spines.top": False,
             "axes.spines.right": False, "axes.titlesize": 9, "figure.dpi": 100, "font.family": "DejaVu Sans"}
 
 
-def curves(cell, key):
-    """(seeds, episodes) of the runs of a cell."""
-    rows = [figures["record"][key] if key == "rewards" else np.array(figures[key]) / figures["total"] * 100
-            for figures in cell.values()]
+def curves(found, task, name, key):
+    """(seeds, episodes) of the runs of a row."""
+    if key == "rewards":
+        rows = [figures["record"][key] for figures in found.cell(task, name).values()]
+    else:
+        rows = [100 * looks for looks in found.looks(task, name)]
     return np.array([row[:min(map(len, rows))] for row in rows])
 
 
+def level_label(found, task):
+    """What an axis of scores is of."""
+    return f"dev {METRIC_NAMES[found.level(task)]}, %"
+
+
 def draw_episodes(found, task):
-    """Reward (top) and dev accuracy (bottom) over the episodes of each MPDistil row, thin lines a seed,
+    """Reward (top) and the score on dev (bottom) over the episodes of each MPDistil row, thin lines a seed,
     thick their mean; dashed: uniform. The uniform runs earned the binary reward of the collaborative
     meta-teacher, so that their reward stands in that column alone."""
     names = [name for name in MPDISTIL if found.cell(task, name)]
@@ -37,13 +46,13 @@ def draw_episodes(found, task):
     grid = figure.subplots(2, len(names), sharex=True, squeeze=False)
     for column, name in enumerate(names):
         for axes, key in zip(grid[:, column], ("rewards", "looks")):
-            values = curves(found.cell(task, name), key)
+            values = curves(found, task, name, key)
             episodes = np.arange(1, values.shape[1] + 1)
             axes.plot(episodes, values.T, color="0.75", linewidth=0.6,
                       label=["policy, a seed"] + ["_"] * (len(values) - 1))
             axes.plot(episodes, values.mean(0), color="black", linewidth=1.6, label="policy, mean over seeds")
             if uniform and (key == "looks" or name == "mpdistil_col_binary"):
-                other = curves(uniform, key)
+                other = curves(found, task, "uniform", key)
                 axes.plot(np.arange(1, other.shape[1] + 1), other.mean(0), color="0.35", linewidth=1.6,
                           linestyle="--", label="uniform, mean over seeds")
             low, high = axes.get_ylim()
@@ -53,7 +62,7 @@ def draw_episodes(found, task):
         grid[1][column].set_xlabel("episode")
         grid[0][column].set_title(label_of(name))
     grid[0][0].set_ylabel("reward of an episode")
-    grid[1][0].set_ylabel("dev accuracy, %")
+    grid[1][0].set_ylabel(level_label(found, task))
     for other in grid[1][1:]:
         other.sharey(grid[1][0])
     figure.legend(*grid[1][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
@@ -89,39 +98,45 @@ def draw_curriculum(found, task):
 
 
 def draw_table(found, table):
-    """A panel a task, a line a row: mean over seeds with its 95% interval (statistics.mean_interval), each
-    seed as a small dot (equal ones below each other), the paper's number, of its own encoder, as a cross,
-    the majority class as a vertical line."""
+    """A panel a task, a line a row: mean over seeds with its 95% interval (statistics.mean_interval; a
+    correlation has none), each seed as a small dot (equal ones below each other), the paper's number, of its
+    own encoder, as a cross, the majority class as a vertical line."""
     tasks, names = found.tasks, [name for name in ROWS if any(found.cell(task, name) for task in found.tasks)]
     figure = Figure(figsize=(3.1 * len(tasks) + 2.6, 0.32 * len(names) + 1.6), layout="constrained")
     columns = {}
     for number, (name, metric) in enumerate(table["columns"]):
-        if metric.startswith("acc"):
-            columns.setdefault(name, number)
+        columns.setdefault(name, number)
     for axes, task in zip(figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0], tasks):
         for place, name in enumerate(names):
             cell = found.cell(task, name)
             if cell:
-                interval = mean_interval(found.right(task, [name], list(cell)), least=0)
+                level = [figures[found.level(task)] for figures in cell.values()]
+                interval = [np.mean(level)] * 3
+                if found.counts(task):
+                    interval = mean_interval(found.scores(task, [name], list(cell)), ends=(0.0, 1.0))
                 mean, low, high = (100 * value for value in interval)
                 axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color="black", marker="o",
                               markersize=5, capsize=2, linewidth=1,
                               label="mean, 95% interval" if place == 0 else None)
-                seeds = Counter(figures["accuracy"] for figures in cell.values())
+                seeds = Counter(level)
                 for number, (value, count) in enumerate(seeds.items()):
                     axes.scatter([100 * value] * count, [place + 0.2 + 0.1 * below for below in range(count)],
                                  s=7, color="0.55", label="a seed" if place == number == 0 else None)
             if task in columns and name in table["values"]:
                 axes.scatter(table["values"][name][columns[task]], place, marker="x", s=36, color="0.25",
                              label="paper" if place == 0 else None)
-        axes.axvline(100 * found.majority(task), color="0.6", linestyle=":", label="majority class")
+        if found.counts(task):
+            axes.axvline(100 * found.floor(task)["accuracy"], color="0.6", linestyle=":",
+                         label="majority class")
         axes.set_title(task)
-        axes.set_xlabel("dev accuracy, %")
+        axes.set_xlabel(level_label(found, task))
         axes.set_yticks(range(len(names)), [label_of(name) for name in names])
         axes.grid(axis="y", color="0.92")
         axes.set_axisbelow(True)
     axes.invert_yaxis()
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False,
+    handles = {label: handle for axes in figure.axes
+               for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False,
                   fontsize=8)
     return figure
 

@@ -1,7 +1,7 @@
 """Figures in words, and a page of tables as markdown, LaTeX, CSV or HTML.
 
-A page is a list of (kind, content): ("heading", text), ("text", text), ("list", texts), ("table", (title,
-header, rows of texts)). pandas, which `datasets` brings along, does the formats (with tabulate and jinja2:
+A page is a list of (kind, content): ("heading", text), ("text", text), ("limits", text), which LaTeX has as a
+comment, ("list", texts), ("table", (title, header, rows of texts)). pandas, which `datasets` brings along, does the formats (with tabulate and jinja2:
 scripts/requirements.txt).
 """
 import os
@@ -11,6 +11,8 @@ from html import escape
 from pathlib import Path
 
 import pandas
+
+from metrics import spoken
 
 # --- figures in words ---------------------------------------------------------------------------------------
 
@@ -56,7 +58,9 @@ def to_tex(page):
     """The tables alone, each under a comment that names it."""
     parts = ["% needs the packages booktabs and, for pdflatex, inputenc with utf8"]
     for kind, content in page:
-        if kind == "table":
+        if kind == "limits":
+            parts.append(f"% {content}")
+        elif kind == "table":
             frame, columns = as_frame(*content[1:]), "l" * len(content[1])
             text = frame.to_latex(index=False, escape=True, column_format=columns).strip()
             parts.append(f"% {content[0]}\n{text}")
@@ -90,7 +94,7 @@ def to_html(page, drawings, records, places, output):
     for number, (kind, content) in enumerate(page):
         if kind == "heading":
             parts.append(f"<h{1 + (number > 0)}>{escape(content)}</h{1 + (number > 0)}>")
-        elif kind == "text":
+        elif kind in ("text", "limits"):
             parts.append(f"<p>{marked(content)}</p>")
         elif kind == "list":
             parts.append("<ul>" + "".join(f"<li>{marked(line)}</li>" for line in content) + "</ul>")
@@ -103,7 +107,7 @@ def to_html(page, drawings, records, places, output):
     parts.append("<h2>Runs</h2><ul>")
     here = output.resolve().parent if output else Path.cwd()
     for record in records:
-        best = "; ".join(f"{name} {row['dev']['correct']}/{row['dev']['total']}"
+        best = "; ".join(f"{name} {spoken(row['dev'])}"
                          for name, row in record["rows"].items() if row["dev"])
         link = os.path.relpath(places[record["run"]].resolve(), here)
         parts.append(f'<li><a href="{escape(link)}">{escape(record["run"])}</a>: {escape(best)}</li>')

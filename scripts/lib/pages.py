@@ -4,16 +4,18 @@ from lib.formats import probability, span
 from lib.rows import MPDISTIL, ROWS, label_of
 from lib.run_records import batches_of, environments_of, mixture_of, process_seconds
 from lib.tables import (
-    METRICS,
+    LIMITS,
     count_table,
     difference_table,
     factor_table,
     few_looks,
+    limit_text,
     main_table,
     policy_table,
     same_picks,
     selection_effect,
     selection_table,
+    task_of,
     wins_table,
 )
 
@@ -29,7 +31,7 @@ SAID = ("teacher_epochs", "epochs", "meta_epochs", "num_episodes", "tasks")
 def missing_texts(found, table, left_out):
     """What the table lacks."""
     nothing = [f"{name} {metric}" for name, metric in table["columns"]
-               if name not in found.tasks or metric not in METRICS]
+               if task_of(name) not in found.tasks]
     if nothing:
         yield f"Missing: no runs of {', '.join(nothing)}."
     partly = {task: [name for name in ROWS if not found.cell(task, name)] for task in found.tasks}
@@ -136,15 +138,14 @@ def describe_rates(found, task):
 
 def unofficial_sizes(found):
     """What has not as many examples as the official files."""
-    sizes = {name: split["examples"] for record in found.records for name, split in record["data"].items()}
-    for task in [name for name in TASKS if TASKS[name].official]:
-        train, dev, test = TASKS[task].official
+    sizes = {name: split["examples"] + sum(split.get(f"over_{limit}", 0) for limit in LIMITS) for record in found.records for name, split in record["data"].items()}
+    for task in TASKS:
+        train, *others = TASKS[task].official.items()
         both = sizes.get(f"{task}/train", 0) + sizes.get(f"{task}/quiz", 0)
-        for part, here, expected in (("train and quiz together", both, train),
-                                     ("dev", sizes.get(f"{task}/dev"), dev),
-                                     ("test", sizes.get(f"{task}/test"), test)):
+        for part, here, expected in (("train and quiz together", both, train[1]),
+                                     *((part, sizes.get(f"{task}/{part}"), rows) for part, rows in others)):
             if task not in found.tasks:  # of a task that is in the curriculum alone, quiz is all that is read
-                part, here, expected = "quiz", sizes.get(f"{task}/quiz"), (train + 5) // 10
+                part, here, expected = "quiz", sizes.get(f"{task}/quiz"), (train[1] + 5) // 10
             if here is not None and here != expected:
                 yield f"{task} {part} {here} examples, where the official files give {expected}"
 
@@ -179,11 +180,13 @@ def verdict_of(known, more, less, neither):
 
 
 def differences_of(known):
-    """Their differences in points, task by task."""
-    points = {task: [100 * comparison.mean for comparison in known if comparison.task == task]
-              for task in dict.fromkeys(comparison.task for comparison in known)}
-    return "; ".join(f"{task} {span(values, lambda value: f'{value:+.1f}')} points"
-                     for task, values in points.items())
+    """Their differences, task by task."""
+    texts = []
+    for task in dict.fromkeys(comparison.task for comparison in known):
+        of_task = [comparison for comparison in known if comparison.task == task]
+        unit = "points" if of_task[0].in_percent else "(minus the squared error)"
+        texts.append(f"{task} {span([one.mean for one in of_task], of_task[0].spoken)} {unit}")
+    return "; ".join(texts)
 
 
 def answer(subject, other, comparisons, verbs=("is better than", "is worse than")):
@@ -256,9 +259,7 @@ def selection_sentence(found):
 
 # --- the page -----------------------------------------------------------------------------------------------
 
-LEVELS = (
-    "Accuracy and the like on dev in percent, mean ± standard deviation over n seeds; in the columns"
-    " `paper` the numbers of")
+LEVELS = "Accuracy and the like on dev in percent, mean ± standard deviation over n seeds"
 DIFFERENCES = (
     "Row minus the row that it is compared with, in points, over the seeds that both have. Looks: at dev,"
     " of which each side kept the best; more of them favour a side. Interval: 95%, of this comparison"
@@ -269,11 +270,14 @@ DIFFERENCES = (
     f" given only where it is below {LEVEL:g}. The {SAME}: what is one computation is compared once."
     " Comparisons of one task are not independent: the four rows share their first student and their"
     " controls.")
+SQUARED = (
+    " Of a regression the differences are of minus the squared error, the mean over examples, in the labels'"
+    " unit squared: positive is better. By seed: that mean. Its permutation test is by random swaps.")
 POLICY = (
     "Means over seeds; entropy in nats (of n tasks at most ln n), reward summed over an episode. Real and"
     " binary rewards, and those of the two losses' meta-teachers, are different scales.")
 SELECTION = (
-    "Dev accuracy in percent, means over seeds: of the look that was kept, of all looks, of the last one,"
+    "The score on dev in percent, means over seeds: of the look that was kept, of all looks, of the last one,"
     " and of the best of as many looks as phase 2 has, drawn from the same curve. What is kept stands"
     " above the mean by selection and by what is learnt on the way.")
 WINS = (
@@ -289,21 +293,23 @@ def build(found, table, table_name, left_out, source, notes):
     """The page, as formats.py describes it."""
     rows, factors = compare(found)
     header, lines, wins = wins_table(found, table, rows)
+    counts = count_table(found)
     below = [*missing_texts(found, table, left_out), same_text(found), *control_texts(found),
              *protocol_texts(found)]
     return [
-        ("heading", f"Table {table_name}: {table['title']}"),
-        ("text", f"{LEVELS} {source}"),
+        ("heading", f"Table {table_name}: {table['title']}" if table["values"] else table["title"]),
+        ("text", f"{LEVELS}; in the columns `paper` the numbers of {source}" if table["values"]
+         else f"{LEVELS}."),
         ("table", ("main", *main_table(found, table))),
+        *(("limits", text) for text in [limit_text(found)] if text),
         *(("text", text) for text in below if text),
         ("heading", "What the runs say"),
         ("list", list(sentences(found, rows, factors, wins))),
         ("heading", "What was run"),
         ("list", [*notes, *describe(found)]),
-        ("heading", "Correct answers by seed"),
-        ("table", ("counts", *count_table(found))),
+        *([("heading", "Correct answers by seed"), ("table", ("counts", *counts))] if counts else []),
         ("heading", "Paired differences"),
-        ("text", DIFFERENCES),
+        ("text", DIFFERENCES + SQUARED * (not all(map(found.counts, found.tasks)))),
         *(("table", (f"differences {task}", *difference_table(task, rows))) for task in found.tasks),
         ("table", ("factors", *factor_table(factors))),
         ("heading", "What the policy does"),

@@ -2,8 +2,9 @@
 file without weights.
 
 A record is a JSON object: `run` (task folder/run folder), what was run (task, protocol, set, loss, reward,
-curriculum, seed, encoder, select_on, flags, phase_order), what it read (data, dev_labels), and what came
-out: rows as in result.json; looks, the right answers on dev of each look at it, by phase; by episode
+curriculum, seed, encoder, select_on, flags, phase_order), what it read (data, labels of dev), and what came
+out: rows as in result.json; looks, the right answers on dev of each look at it, by phase (of a regression:
+the selecting figure); by episode
 rewards, entropies and actions, a sign a step (0: the first of flags.tasks); phases, the identities of those
 that runs share; code, checksums of what each phase calls; rates, how they were chosen, if on quiz; seconds,
 peak memory; kd_200_batch; environment, where and by what commit it was computed, and phase_environments, the
@@ -12,6 +13,7 @@ same of the phases whose artefacts say so.
 import json
 import string
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -22,7 +24,8 @@ from arguments import NOT_PART_OF_THE_RUN, PROTOCOLS, with_defaults
 from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, read_record
 from bookkeeping.identity import PROVENANCE, provenance_of
-from tasks import TASKS
+from metrics import floor_of
+from tasks import KINDS, TASKS
 
 # what may differ between the runs of one task in a table, and what the record says elsewhere
 NOT_A_SETTING = {
@@ -31,6 +34,7 @@ NOT_A_SETTING = {
     "student_model", "nlayers", "select_on", "device"}
 OF_RESULT = ("task", "protocol", "set", "loss", "reward", "curriculum", "seed", "stopped_after", "select_on",
              "dev_labels", "rows", "seconds", "peak_memory_bytes")
+OF_NEWER_RESULT = ("kind", "metrics", "dev_mismatched_labels")  # older results, and tasks without, lack them
 OF_PHASE_4 = [name for name, row in ROWS.items() if row.phase == "phase 4"]
 # of the curriculum's tasks, in the order of the policy's actions
 SIGNS = string.digits + string.ascii_lowercase
@@ -53,11 +57,14 @@ def read_folder(folder):
     looks, episodes = {}, [line for line in metrics if "episode" in line]
     for line in metrics:
         if "dev" in line["scores"]:
-            looks.setdefault(line["phase"], []).append(line["scores"]["dev"]["correct"])
+            scores = line["scores"]["dev"]
+            look = scores["correct"] if "correct" in scores else round(scores[result["metrics"][0]], 6)
+            looks.setdefault(line["phase"], []).append(look)
     signs = dict(zip(args["tasks"], SIGNS))
     return {
         "run": f"{folder.parent.name}/{folder.name}",
         **{name: result[name] for name in OF_RESULT},
+        **{name: result[name] for name in OF_NEWER_RESULT if name in result},
         "phase_order": result["protocol_choices"]["phase_order"],
         "phases": {name: phase["identity"][:16] for name, phase in result["phases"].items()},
         "code": {name: code["sha256"][:16] for name, code in result.get("code", {}).items()},
@@ -215,6 +222,19 @@ def check_unmixed(records):
 
 # --- rows of tables -----------------------------------------------------------------------------------------
 
+def facts_of(record):
+    """rules and metrics of a record's task; records that are older than these facts are of tasks in the
+    table."""
+    if "kind" not in record:
+        return TASKS[record["task"]]
+    return SimpleNamespace(rules=KINDS[record["kind"]], metrics=tuple(record["metrics"]))
+
+
+def example_scores(figures):
+    """What paired tests compare of a row's figures, an example each, larger is better."""
+    return [int(sign) for sign in figures["right"]] if "right" in figures else figures["example_scores"]
+
+
 def choice_of(record, name):
     """The value of a choice of the protocol."""
     changes = dict(change.split("=", 1) for change in record["set"])
@@ -232,7 +252,9 @@ class Found:
         for record in records:
             for name in ROWS:
                 self.add(record, name)
-        self.tasks = [task for task in TASKS if any(record["task"] == task for record in records)]
+        there = {record["task"]: record for record in records}
+        self.tasks = [*(task for task in TASKS if task in there), *sorted(there.keys() - TASKS.keys())]
+        self.facts = {task: facts_of(there[task]) for task in self.tasks}
 
     def add(self, record, name):
         """Take a row from a record that has it."""
@@ -243,9 +265,9 @@ class Found:
         if row.reward not in (None, record["reward"]) or row.curriculum not in (None, record["curriculum"]):
             return
         looks = record["looks"][row.found_as if row.phase != "phase 4" else "mpdistil"]
-        new = {**figures["dev"], "looks": looks, "record": record}
+        new = {**figures["dev"], "looks": looks, "record": record, "splits": figures}
         cell = self.cells.setdefault((record["task"], name), {}).setdefault(record["seed"], new)
-        if cell["right"] != new["right"]:
+        if example_scores(cell) != example_scores(new):
             raise InputError(f"runs {cell['record']['run']} and {record['run']}: both have the row {name} of"
                              f" {record['task']}, seed {record['seed']}, with different answers; give one of"
                              " them")
@@ -259,11 +281,24 @@ class Found:
         cells = [self.cell(task, name) for name in names]
         return [seed for seed in cells[0] if all(seed in cell for cell in cells)]
 
-    def right(self, task, names, seeds):
-        """Right (1) or wrong (0), the mean over the rows `names`: (seeds, examples)."""
+    def counts(self, task):
+        """Whether an example's answer is right or wrong."""
+        return self.facts[task].rules.labels.counts
+
+    def level(self, task):
+        """The name of the figure that looks and curves are of, a share of 1."""
+        return "accuracy" if self.counts(task) else self.facts[task].metrics[0]
+
+    def scores(self, task, names, seeds):
+        """Right (1) or wrong (0), of a regression minus the squared errors, the mean over the rows `names`:
+        (seeds, examples)."""
         cells = [self.cell(task, name) for name in names]
-        return np.mean([[[int(sign) for sign in cell[seed]["right"]] for seed in seeds] for cell in cells],
-                       axis=0)
+        return np.mean([[example_scores(cell[seed]) for seed in seeds] for cell in cells], axis=0)
+
+    def looks(self, task, name):
+        """The level at each look, of each seed: [(looks)]."""
+        return [np.array(figures["looks"]) / (figures["total"] if self.counts(task) else 1)
+                for figures in self.cell(task, name).values()]
 
     def same_run(self, task, name):
         """The first row that is the same computation as this one; the row itself, if there is none before
@@ -276,14 +311,10 @@ class Found:
                 return other
         return name
 
-    def majority(self, task):
-        """Share of the most frequent class on dev."""
-        counts = self.dev_labels(task)
-        return max(counts) / sum(counts)
-
-    def dev_labels(self, task):
-        """Examples of each class on dev."""
-        return next(record["dev_labels"] for record in self.records if record["task"] == task)
+    def floor(self, task, split="dev"):
+        """The scores of the best constant answer to dev; None where its labels are not known."""
+        labels = next(record.get(f"{split}_labels") for record in self.records if record["task"] == task)
+        return labels and floor_of(self.facts[task], labels)
 
 
 def same_student(one, other):
@@ -294,7 +325,7 @@ def same_student(one, other):
     def until_kept(figures):
         record, kept = figures["record"], figures.get("episode")
         rewards = record["rewards"][:kept] if choice_of(record, "state_gradient") == "attached" else None
-        return (kept, figures["right"], record["phases"].get("kd"), figures["looks"][:kept],
+        return (kept, example_scores(figures), record["phases"].get("kd"), figures["looks"][:kept],
                 record["actions"][:kept], rewards)
 
     return until_kept(one) == until_kept(other)

@@ -1,7 +1,8 @@
 """Statistics of tables: intervals, tests of differences, corrections. scipy and statsmodels are imported
 where used.
 
-Rows are right (1) or wrong (0), or means of such rows, as arrays (seeds, examples).
+Rows are right (1) or wrong (0), or minus the squared errors of a regression, or means of such rows, as arrays
+(seeds, examples).
 """
 import numpy as np
 
@@ -15,8 +16,8 @@ def exact_interval(correct, total, level=0.95):
     return interval.low, interval.high
 
 
-def mean_interval(values, level=0.95, least=-1.0):
-    """(mean, low, high) of values: (seeds, examples), between `least` and 1. The interval has the outer
+def mean_interval(values, level=0.95, ends=(-1.0, 1.0)):
+    """(mean, low, high) of values: (seeds, examples), which lie between `ends` (None: anywhere). The interval has the outer
     ends of two: the percentile bootstrap over seeds and examples, drawn anew independently (Owen 2007, "The
     pigeonhole bootstrap"), and Student's t over the seeds' means, since a bootstrap of few seeds is too
     narrow. Of one seed: the bootstrap over its examples alone, which says nothing of other seeds."""
@@ -37,7 +38,9 @@ def mean_interval(values, level=0.95, least=-1.0):
     by_seed = values.mean(1)
     if np.ptp(by_seed) > 0:
         around = t.interval(level, seeds - 1, by_seed.mean(), by_seed.std(ddof=1) / np.sqrt(seeds))
-        low, high = max(least, min(low, float(around[0]))), min(1.0, max(high, float(around[1])))
+        low, high = min(low, float(around[0])), max(high, float(around[1]))
+        low, high = (low if ends[0] is None else max(ends[0], low),
+                     high if ends[1] is None else min(ends[1], high))
     return float(values.mean()), low, high
 
 
@@ -46,12 +49,15 @@ def mean_interval(values, level=0.95, least=-1.0):
 def permutation_p(first, second):
     """Two-sided p of no difference between two rows, for these seeds: both are swapped, an example in all
     seeds at once, since one example's answers hang together. Of one seed it is McNemar's test. Exact: the
-    chance of every sum of signed differences is counted, examples that differ by as much at a time."""
+    chance of every sum of signed differences is counted, examples that differ by as much at a time. Of
+    squared errors, whose differences are no multiples of one number: by RESAMPLES random swaps."""
     from scipy.stats import binom
     sums = np.asarray(first, dtype=float).sum(0) - np.asarray(second, dtype=float).sum(0)
-    sums = np.rint(12 * sums).astype(int)  # whole numbers, for means over up to four rows too
     if not sums.any():
         return 1.0
+    if np.abs(12 * sums - np.rint(12 * sums)).max() > 1e-6:
+        return random_swaps_p(sums)
+    sums = np.rint(12 * sums).astype(int)  # whole numbers, for means over up to four rows too
     sums = sums[sums != 0] // np.gcd.reduce(sums)
     chances = np.ones(1)  # of the sums from -ends to ends
     for step, count in zip(*np.unique(np.abs(sums), return_counts=True)):
@@ -62,17 +68,29 @@ def permutation_p(first, second):
     return min(1.0, float(chances[np.abs(np.arange(-ends, ends + 1)) >= abs(sums.sum())].sum()))
 
 
-def paired_t_p(first, second):
+def random_swaps_p(differences):
+    """Two-sided p of no difference, by random signs of (examples) differences."""
+    from scipy.stats import permutation_test
+    return float(permutation_test((differences, np.zeros_like(differences)),
+                                  lambda x, y, axis: (x - y).sum(axis), permutation_type="samples",
+                                  vectorized=True, n_resamples=RESAMPLES, batch=500, axis=-1,
+                                  rng=np.random.default_rng(0)).pvalue)
+
+
+def paired_t_p(first, second, counts=True):
     """Two-sided p of no difference between two rows, for these examples: Student's paired t over the seeds'
-    scores; 1 of one seed. The variance over seeds is taken to be at least that of rounding two counts to
-    whole numbers: few seeds that agree to the example do not show that seeds make no difference."""
+    scores; 1 of one seed. counts: rows of right answers, whose variance over seeds is taken to be at least
+    that of rounding two counts to whole numbers: few seeds that agree to the example do not show that seeds
+    make no difference."""
     from scipy.stats import t
     differences = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     seeds, examples = differences.shape
     if seeds < 2:
         return 1.0
     by_seed = differences.mean(1)
-    variance = max(by_seed.var(ddof=1), 2 / 12 / examples ** 2)
+    variance = max(by_seed.var(ddof=1), 2 / 12 / examples ** 2 if counts else 0.0)
+    if variance == 0:  # no seed differs from another at all
+        return float(by_seed.mean() == 0)
     return float(2 * t.sf(abs(by_seed.mean()) / np.sqrt(variance / seeds), seeds - 1))
 
 

@@ -8,8 +8,44 @@ from lib.formats import percent, probability, span
 from lib.rows import MPDISTIL, ROWS, label_of
 from lib.statistics import chance_of_wins, count_wins, expected_best
 
+from metrics import METRIC_NAMES
+
+# the columns of a table that are of another one's task, and of its second dev set
+TASK_OF_COLUMN = {"MNLI-MM": "MNLI"}
+SPLITS = {"acc mismatched": "dev_mismatched"}
+# a column's word for a figure of result.json, of which a task has one; others are called the same there
+METRICS = {"acc": ("accuracy",), "acc matched": ("accuracy",), "acc mismatched": ("accuracy",),
+           "f1": ("f1", "f1_binary")}
+FLOOR = "Majority class"  # or the mean, of a regression
 CURVES = ("student", "kd", "kd_200", "kd_quiz", "uniform", "no_curriculum_col", *MPDISTIL)
-METRICS = {"acc": "accuracy", "f1": "f1"}  # the paper's word for a figure of result.json
+
+
+def task_of(column):
+    """The task that a column is of."""
+    return TASK_OF_COLUMN.get(column, column)
+
+
+def figure_of(scores, metric):
+    """The figure of a column in the scores of a split; None without it."""
+    return next((scores[key] for key in METRICS.get(metric, (metric,)) if scores and key in scores), None)
+
+
+def figures_of(found, column, metric, name):
+    """{seed: the figure of a column} of a row."""
+    split = SPLITS.get(metric, "dev")
+    figures = {seed: figure_of(figures["splits"].get(split), metric)
+               for seed, figures in found.cell(task_of(column), name).items()}
+    return {seed: value for seed, value in figures.items() if value is not None}
+
+
+def columns_of(found):
+    """A table of all that the runs have, without the paper: a column a task and metric."""
+    columns = []
+    for task in found.tasks:
+        facts = found.facts[task]
+        names = dict.fromkeys([*["accuracy"] * found.counts(task), *facts.metrics])
+        columns += [[task, metric] for metric in names]
+    return {"title": ", ".join(found.tasks), "columns": columns, "values": {}}
 
 
 def same_mark(found, task, name):
@@ -19,27 +55,38 @@ def same_mark(found, task, name):
 
 def main_table(found, table):
     """A row of the paper a line, ours beside the paper's number, column by column."""
-    seeds = {column: {len(found.cell(column, name)) for name in ROWS} - {0} for column, _ in table["columns"]}
+    seeds = {column: {len(found.cell(task_of(column), name)) for name in ROWS} - {0}
+             for column, _ in table["columns"]}
     header, lines = ["row"], []
     for column, metric in table["columns"]:
         all_have = f" (n = {max(seeds[column])})" if len(seeds[column]) == 1 else ""
-        header += [f"{column} {metric}{all_have}", "paper"]
+        header += [f"{column} {METRIC_NAMES.get(metric, metric)}{all_have}", *["paper"] * bool(table["values"])]
     for name in ROWS:
         line = [label_of(name)]
         for position, (column, metric) in enumerate(table["columns"]):
-            cell, key = found.cell(column, name), METRICS.get(metric)
-            values = [figures[key] for figures in cell.values() if key in figures]
-            ours = MISSING
+            values, ours = list(figures_of(found, column, metric, name).values()), MISSING
             if values:
                 count = f" (n = {len(values)})" if len(seeds[column]) > 1 else ""
-                ours = percent(values) + count + same_mark(found, column, name)
-            paper = table["values"].get(name)
-            line += [ours, f"{paper[position]:.1f}" if paper else "-"]
+                ours = percent(values) + count + same_mark(found, task_of(column), name)
+            line.append(ours)
+            if table["values"]:
+                paper = table["values"].get(name)
+                line.append(f"{paper[position]:.1f}" if paper else "-")
         lines.append(line)
-    majority = ["Majority class"]
-    for column, _ in table["columns"]:
-        majority += [f"{100 * found.majority(column):.1f}" if column in found.tasks else MISSING, "-"]
-    return header, [*lines, majority]
+    return header, [*lines, floor_line(found, table)]
+
+
+def floor_line(found, table):
+    """What the best constant answer would give."""
+    classes = {found.counts(task) for task in found.tasks}
+    line = [{True: FLOOR, False: "Mean of the labels"}[classes.pop()] if len(classes) == 1
+            else f"{FLOOR}, mean of the labels"]
+    for column, metric in table["columns"]:
+        task, given = task_of(column), None
+        if task in found.tasks:
+            given = figure_of(found.floor(task, SPLITS.get(metric, "dev")), metric)
+        line += [MISSING if given is None else f"{100 * given:.1f}", *["-"] * bool(table["values"])]
+    return line
 
 
 def cell_lines(found, table):
@@ -47,25 +94,48 @@ def cell_lines(found, table):
     lines = []
     for name in ROWS:
         for position, (column, metric) in enumerate(table["columns"]):
+            task = task_of(column)
             paper = table["values"].get(name, {position: ""})[position]
-            key, cell, same = METRICS.get(metric), found.cell(column, name), found.same_run(column, name)
+            cell, same, split = found.cell(task, name), found.same_run(task, name), SPLITS.get(metric, "dev")
             same = same if same != name else ""
-            ours = [[seed, round(100 * figures[key], 4), figures["correct"], figures["total"], paper, same]
-                    for seed, figures in cell.items() if key in figures]
-            lines += [[column, metric, name, *cells] for cells in ours or [["", "", "", "", paper, ""]]]
-    header = ["task", "metric", "row", "seed", "percent", "correct", "total", "paper_percent", "same_run_as"]
+            ours = []
+            for seed, value in figures_of(found, column, metric, name).items():
+                scores, flags = cell[seed]["splits"][split], cell[seed]["record"]["flags"]
+                ours.append([seed, round(100 * value, 4), scores.get("correct", ""), scores["total"], paper,
+                             same, *(flags.get(limit) or "" for limit in LIMITS)])
+            lines += [[column, metric, name, *cells]
+                      for cells in ours or [["", "", "", "", paper, *[""] * (1 + len(LIMITS))]]]
+    header = ["task", "metric", "row", "seed", "percent", "correct", "total", "paper_percent", "same_run_as",
+              *LIMITS]
     return header, lines
 
 
+LIMITS = ("quiz_size", "max_train")  # flags by which a run uses less than all data
+
+
+def limit_text(found):
+    """Which runs do not use all of train and quiz; None without any."""
+    parts = {}
+    for record in found.records:
+        for split, figures in record["data"].items():
+            for flag in LIMITS:
+                left_out = figures.get(f"over_{flag}", 0)
+                if left_out:
+                    parts[split, flag] = (f"{split} {figures['examples']} of {figures['examples'] + left_out}"
+                                          f" examples (--{flag})")
+    return f"Not all data: {'; '.join(parts.values())}." if parts else None
+
+
 def count_table(found):
-    """Correct answers, k of n, by seed."""
-    header = ["row"] + [f"{task}, of {sum(found.dev_labels(task))}" for task in found.tasks]
+    """Correct answers, k of n, by seed, of the tasks that have right and wrong ones; None without any."""
+    tasks = [task for task in found.tasks if found.counts(task)]
+    header = ["row"] + [f"{task}, of {found.floor(task)['total']}" for task in tasks]
 
     def counts(task, name):
         given = ", ".join(str(figures["correct"]) for figures in found.cell(task, name).values())
         return given + same_mark(found, task, name) if given else MISSING
 
-    return header, [[label_of(name), *(counts(task, name) for task in found.tasks)] for name in ROWS]
+    return (header, [[label_of(name), *(counts(task, name) for task in tasks)] for name in ROWS]) if tasks else None
 
 
 # --- differences --------------------------------------------------------------------------------------------
@@ -94,8 +164,8 @@ def selection_effect(found, task, name):
     cell = found.cell(task, name)
     if not cell:
         return None
-    shares = [np.array(figures["looks"]) / figures["total"] for figures in cell.values()]
-    kept = np.mean([figures["accuracy"] for figures in cell.values()])
+    shares, level = found.looks(task, name), found.level(task)
+    kept = np.mean([figures[level] for figures in cell.values()])
     mean = np.mean([share.mean() for share in shares])
     few = np.mean([expected_best(share, few_looks(found, task)) for share in shares])
     return {"looks": [len(share) for share in shares], "kept": kept, "mean": mean,
@@ -158,7 +228,7 @@ def policy_table(found):
 def wins_of(found, tasks, names):
     """(above, equal, below, chance of so many above) of the best of some rows against the teacher."""
     seeds = {task: found.seeds(task, "teacher", *names) for task in tasks}
-    teacher, *students = ([found.right(task, [name], seeds[task]).sum(0) for task in tasks]
+    teacher, *students = ([found.scores(task, [name], seeds[task]).sum(0) for task in tasks]
                           for name in ("teacher", *names))
     sums = [[answers.sum() for answers in row] for row in (teacher, *students)]
     above = count_wins(sums[0], sums[1:])
@@ -170,6 +240,8 @@ def paper_wins(table, names):
     """Cells of the same for the paper's numbers. Of two equals the teacher is best once in two, of five
     that are as different from each other once in five."""
     from scipy.stats import binom
+    if not table["values"]:
+        return ["-", "", "", ""]
     columns = [number for number, (_, metric) in enumerate(table["columns"])
                if metric in ("acc", "acc matched", "pearson")]
     pairs = [(max(table["values"][name][column] for name in names), table["values"]["teacher"][column])

@@ -76,7 +76,8 @@ def build_parser():
     flag("--quiz_size", type=COUNT,
          help="use so many examples of quiz at most, of every task; an episode passes over those of the main "
               "task (default: all)")
-    flag("--max_train", type=COUNT, help="train on so many examples of train at most, for trials (default: all)")
+    flag("--max_train", type=COUNT,
+         help="train on so many examples of train at most, for trials (default: all)")
     flag("--split_seed", type=number(int, 0), default=42, help="seed of the 9:1 split into train and quiz")
     flag("--max_seq_length", type=number(int, 8), default=128,
          help="longest input in tokens, special ones included")

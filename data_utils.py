@@ -1,7 +1,8 @@
 """Random streams, reading, the split into train and quiz, encoding, batches.
 
 The official training split is divided into train and quiz, dev is the official validation split, test is
-unlabelled. MNLI has two of dev and of test, and may have the diagnostic set `ax`. Whatever cannot be read raises InputError, which names file:line, what was found and expected.
+unlabelled. MNLI has two of dev and of test, and may have the diagnostic set `ax`. Whatever cannot be read
+raises InputError, which names file:line, what was found and expected.
 """
 import csv
 import hashlib
@@ -229,10 +230,6 @@ def read_tsv(path, task):
         yield where, record
 
 
-PANDAS = {  # a text stays what it is: no number, date or gap is made of it
-    "dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
-
-
 def read_described(path, task):
     """(where, record) of a file that a task.json names: .jsonl as SuperGLUE's, .csv with quotes, .tsv whose
     quotes are literal, .parquet. where: the line, if no text before it goes over several, or the row."""
@@ -240,40 +237,46 @@ def read_described(path, task):
     if ending == "jsonl":  # not by `datasets`, which makes times of texts that look so
         yield from rename(read_objects(path), task)
         return
-    from datasets import Dataset
+    from datasets import Dataset, Features, Value
     from datasets.utils.logging import disable_progress_bar, set_verbosity_error
     set_verbosity_error()
     disable_progress_bar()
-    first, tab = 1, {"sep": "\t", "quoting": csv.QUOTE_NONE} if ending == "tsv" else {}
-    if ending != "parquet":
-        first = 2
-        check_columns(path, **{"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tab else {})
+    form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if ending == "tsv" else {"delimiter": ","}
+    columns, filled = (None, True) if ending == "parquet" else check_columns(path, **form)
+    if not filled:
+        return
     with tempfile.TemporaryDirectory() as cache:  # of `datasets`, which would keep a copy of the file
         options = {"cache_dir": cache, "keep_in_memory": True}
         try:
-            if ending == "parquet":
+            if columns is None:
                 rows = Dataset.from_parquet(str(path), **options)
-            else:
-                rows = Dataset.from_csv(str(path), **PANDAS, **tab, **options)
+            else:  # a text stays what it is: no number, date or gap is made of it
+                texts = Features({name: Value("string") for name in columns})
+                rows = Dataset.from_csv(str(path), features=texts, keep_default_na=False,
+                                        encoding="utf-8-sig", **form, **options)
         # pandas and pyarrow say in many ways that a file is not what its name says
         except Exception as error:
             reason = one_line(error.__cause__ or error)
             raise InputError(f"{path}: no .{ending} that can be read ({reason}); expected"
                              f" {', '.join(task.fields)} and, where there are labels, the labels, in columns"
                              " with a header, in UTF-8") from None
-    yield from rename(read_dataset(rows, task, path, first), task)
+    yield from rename(read_dataset(rows, task, path, first=1 if columns is None else 2), task)
 
 
 def check_columns(path, **form):
-    """InputError where a .csv names a column twice, or its first row has another number of cells than its
-    header, which pandas would make sense of in its own way."""
+    """(the names of a .csv's columns, whether there are rows). InputError where one stands twice, or the
+    first row has another number of cells than the header, which pandas would make sense of in its own way."""
     text = "\n".join(line for _, line in open_lines(path))
-    header, *rows = [*itertools.islice((row for row in csv.reader(io.StringIO(text), **form) if row), 2)] or [[]]
+    found = (row for row in csv.reader(io.StringIO(text), **form) if row)
+    header, *rows = [*itertools.islice(found, 2)] or [[]]
     for name in header:
         if header.count(name) > 1:
-            raise InputError(f"{path}:1: column {shown(name)} stands twice, expected once; remove one of them")
+            raise InputError(f"{path}:1: column {shown(name)} stands twice, expected once; remove one of"
+                             " them")
     if rows and len(rows[0]) != len(header):
-        raise InputError(f"{path}:2: {len(rows[0])} columns found, expected {len(header)}: {', '.join(header)}")
+        raise InputError(f"{path}:2: {len(rows[0])} columns found, expected {len(header)}:"
+                         f" {', '.join(header)}")
+    return header, bool(rows)
 
 
 def rename(records, task):
@@ -506,8 +509,9 @@ def class_of(name, task):
     return -1 if number is None else number
 
 
-HUB_NAMES = {"train": ("train",), "dev": ("validation", "validation_matched"), "test": ("test", "test_matched"),
-             "dev_mismatched": ("validation_mismatched",), "test_mismatched": ("test_mismatched",)}
+HUB_NAMES = {"train": ("train",), "dev": ("validation", "validation_matched"),
+             "dev_mismatched": ("validation_mismatched",), "test": ("test", "test_matched"),
+             "test_mismatched": ("test_mismatched",)}
 
 
 def read_hub(task, parts, text_case):
@@ -607,8 +611,8 @@ class Split:
     """A tokenised split: the rows' token ids end to end in one int32 array; row r is
     input_ids[offsets[r]:offsets[r + 1]].
 
-    labels: (examples), of the type that the task's kind says; what stands where none is given, too. checksum:
-    of texts, labels and idx, before the tokenizer.
+    labels: (examples), of the type that the kind of the task says, what it has for a missing one included.
+    checksum: of texts, labels and idx, before the tokenizer.
     """
     task: Task
     name: str
@@ -796,7 +800,8 @@ def load_data(args, main_task, tasks, tokenizer, protocol):
         parts = PARTS if task.name == main_task.name else ("quiz",)
         read[task.name] = load_task(task, args.data_dir, tokenizer, args.max_seq_length, args.split_seed,
                                     args.val_dataloader_size, parts, protocol.text_case, args.quiz_size,
-                                    args.max_train, cls_segment=protocol.cls_segment, padding=protocol.padding)
+                                    args.max_train, cls_segment=protocol.cls_segment,
+                                    padding=protocol.padding)
     return read[main_task.name], {name: splits["quiz"] for name, splits in read.items()}
 
 

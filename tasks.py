@@ -134,7 +134,8 @@ def parse_class(value, task):
     text = "" if value is None else str(value).strip().lower()
     number = label_spellings(task).get(text)
     if number is None and text not in ("", "-1"):
-        raise InputError(f"label {shown(value)} found, expected one of {', '.join(map(str, task.labels))}")
+        raise InputError(f"label {shown(value)} found, expected one of"
+                         f" {', '.join(map(str, task.labels))}")
     return number
 
 
@@ -142,8 +143,8 @@ def read_class(value, task):
     """The class number of an answer in a prediction file."""
     spellings = [json.dumps(answer) for answer in task.answers]
     if json.dumps(value) not in spellings:
-        raise InputError(f"label {shown(value)} found, expected one of {', '.join(spellings)}, as the"
-                         f" leaderboard spells {task.name}")
+        raise InputError(f"label {json.dumps(value):.80} found, expected one of {', '.join(spellings)}, as"
+                         f" the leaderboard spells {task.name}")
     return spellings.index(json.dumps(value))
 
 
@@ -183,7 +184,7 @@ def parse_number(value, task):
 def read_number(value, task):
     """The number of an answer in a prediction file."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise InputError(f"label {shown(value)} found, expected a number")
+        raise InputError(f"label {json.dumps(value):.80} found, expected a number")
     return float(value)
 
 
@@ -292,12 +293,14 @@ class Kind:
     choices: bool
 
 
-CLASSES = Labels(torch.int64, -1, parse_class, read_class, lambda answer, task: task.answers[answer], is_right,
-                 True, lambda label, task: label, count_classes, most_frequent,
-                 ("accuracy", "f1", "f1_binary", "matthews"))
-NUMBERS = Labels(torch.float32, math.nan, parse_number, read_number, lambda answer, task: float(answer),
-                 negative_squared_errors, False, rounded, describe_numbers, mean_of_all,
-                 ("pearson", "spearman"))
+CLASSES = Labels(type=torch.int64, missing=-1, parse=parse_class, read=read_class,
+                 write=lambda answer, task: task.answers[answer], example_scores=is_right, counts=True,
+                 stratum=lambda label, task: label, describe=count_classes, floor=most_frequent,
+                 metrics=("accuracy", "f1", "f1_binary", "matthews"))
+NUMBERS = Labels(type=torch.float32, missing=math.nan, parse=parse_number, read=read_number,
+                 write=lambda answer, task: float(answer), example_scores=negative_squared_errors,
+                 counts=False, stratum=rounded, describe=describe_numbers, floor=mean_of_all,
+                 metrics=("pearson", "spearman"))
 KINDS = {
     "classification": Kind(F.cross_entropy, true_class_probability, soft_loss, largest, CLASSES,
                            choices=False),
@@ -534,8 +537,9 @@ def read_description(path):
     low_high = tuple(float(end) for end in given["range"]) if "range" in given else None
     columns = {label: "label", **({idx: "idx"} if idx else {})}
     text = json.dumps(given, sort_keys=True)
-    return Task(name, fields, labels, labels, build, kind=given["kind"], metrics=metrics, label_range=low_high,
-                benchmarks=(), layout=Layout(columns=columns, numbered=idx is None, files=given["files"]),
+    layout = Layout(columns=columns, numbered=idx is None, files=given["files"])
+    return Task(name, fields, labels, labels, build, kind=given["kind"], metrics=metrics,
+                label_range=low_high, benchmarks=(), layout=layout,
                 description=hashlib.sha256(text.encode()).hexdigest())
 
 
@@ -575,7 +579,8 @@ def check_kind(given, inputs, choices, refuse):
             refuse(f"{len(inputs)} inputs and {len(choices)} choices for {len(labels)} labels",
                    "at most one field in 'inputs', and in 'choices' a field a label")
     elif choices or not 1 <= len(inputs) <= 2:
-        refuse(f"{len(inputs)} inputs and {len(choices)} choices", "one or two fields in 'inputs', no 'choices'")
+        refuse(f"{len(inputs)} inputs and {len(choices)} choices",
+               "one or two fields in 'inputs', no 'choices'")
     metrics = tuple(given.get("metrics", kind.labels.metrics[:1]))
     allowed = [name for name in kind.labels.metrics if name != "f1_binary" or len(labels) == 2]
     for name in metrics:
@@ -594,6 +599,7 @@ def check_files(files, refuse):
         if part not in files:
             refuse(f"key 'files' without {part!r}", "files for train and dev")
     for part, file in files.items():
-        if not isinstance(file, str) or Path(file).name != file or file.rpartition(".")[2] not in FILE_ENDINGS:
+        good = isinstance(file, str) and Path(file).name == file
+        if not good or file.rpartition(".")[2] not in FILE_ENDINGS:
             refuse(f"key 'files': {part} {shown(file)}",
                    f"the name of a file in that folder which ends in {', '.join(FILE_ENDINGS)}")

@@ -1,5 +1,5 @@
-"""Write sample_data/: small BoolQ, CB, COPA, RTE, WiC and WSC files in SuperGLUE's layout, small MRPC, SST-2 and
-STS-B files in GLUE's, with text of our own.
+"""Write sample_data/: small BoolQ, CB, COPA, RTE, WiC and WSC files in SuperGLUE's layout, small MRPC, SST-2
+and STS-B files in GLUE's, with text of our own.
 
     python scripts/make_sample_data.py [--output_dir sample_data]
 
@@ -156,7 +156,8 @@ def sst2(rng, label):
 
 def stsb(rng, label):
     """As many of five parts are the same as the score says."""
-    lists = (PEOPLE, [deed for pair in DEEDS for deed in pair], PLACES, DAYS, ["alone", "with a friend", "twice"])
+    lists = (PEOPLE, [deed for pair in DEEDS for deed in pair], PLACES, DAYS,
+             ["alone", "with a friend", "twice"])
     first = [rng.choice(values) for values in lists]
     same = rng.sample(range(5), label)
     second = [value if place in same else rng.choice([other for other in values if other != value])
@@ -181,7 +182,8 @@ def write_glue(folder, split, examples):
               "SST-2": [*[first] * bool(first), "sentence", *last],
               "STS-B": ["index", "sentence1", "sentence2", *last]}[name]
     text = "".join("\t".join(map(str, cells)) + "\n" for cells in (header, *lines))
-    (folder / f"{split}.tsv").write_text("\ufeff" * (name == "MRPC" and split != "test") + text, encoding="utf-8")
+    mark = "\ufeff" * (name == "MRPC" and split != "test")
+    (folder / f"{split}.tsv").write_text(mark + text, encoding="utf-8")
 
 
 GLUE_BUILDERS = {"MRPC": (mrpc, (0, 1)), "SST-2": (sst2, (0, 1)), "STS-B": (stsb, (0, 1, 2, 3, 4, 5))}
@@ -212,7 +214,8 @@ def main():
         (args.output_dir / task).mkdir(parents=True, exist_ok=True)
         for split, size in (("train", SIZES["train"]), ("dev", SIZES["val"]), ("test", SIZES["test"])):
             rng = random.Random(f"{task} {split}")
-            examples = [(build(rng, label), label) for label in (labels[n % len(labels)] for n in range(size))]
+            drawn = [labels[number % len(labels)] for number in range(size)]
+            examples = [(build(rng, label), label) for label in drawn]
             rng.shuffle(examples)
             write_glue(args.output_dir / task, split, examples)
 

@@ -48,7 +48,7 @@ def as_glue(task, found):
 def read_test(folder, row, task, split):
     """{idx: answer} of a run's predictions for an official test file, in the order of idx."""
     file, count = folder / "predictions" / row / split / f"{task.name}.jsonl", task.official[split]
-    way_out = f"run it with the official {split} file of {task.name}"
+    way_out = f"run it with the official {split} file in {task.name}/"
     if not file.is_file():
         raise InputError(f"{file}: no such file, expected {count} predictions for the test set; {way_out}")
     found = read_predictions(file, task)
@@ -62,15 +62,15 @@ def read_test(folder, row, task, split):
 
 
 def read_run(folder, row, benchmark):
-    """(task, {file of the leaderboard: its content}, what to say of it) of a run; row None: that of its
-    last phase."""
+    """(task, {file of the leaderboard: its content}, what to say of it) of a run; row None: that of its last
+    phase."""
     if not (folder / "result.json").is_file():
         raise InputError(f"{folder}: no result.json found, expected the folder of a finished run; give the"
                          " run's command again, it goes on")
     result = read_record(folder / "result.json", "give the folder as the run left it")
     if result["task"] not in tasks_of(benchmark):
-        raise InputError(f"{folder}: a run of {result['task']} found, expected one of the tasks of --benchmark"
-                         f" {benchmark}: {', '.join(tasks_of(benchmark))}")
+        raise InputError(f"{folder}: a run of {result['task']} found, expected one of the tasks of"
+                         f" --benchmark {benchmark}: {', '.join(tasks_of(benchmark))}")
     task, last = TASKS[result["task"]], "no_curriculum" if result["curriculum"] == "main_task" else "mpdistil"
     chosen = last if row is None else row
     if chosen not in result["rows"]:
@@ -91,8 +91,8 @@ def read_run(folder, row, benchmark):
         contents[f"{name}.{ending}"] = write(task, found)
         said.append(f"{len(found)} predictions" + f" of {split}" * (len(names) > 1))
     protocol = " ".join([result["protocol"], *result["set"]])
-    return task, contents, (f"{task.name}: {folder}, row {chosen}, seed {result['seed']}, protocol {protocol},"
-                            f" {', '.join(said)}")
+    return task, contents, (f"{task.name}: {folder}, row {chosen}, seed {result['seed']}, protocol"
+                            f" {protocol}, {', '.join(said)}")
 
 
 def write_zip(path, contents):

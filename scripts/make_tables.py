@@ -21,7 +21,6 @@ from lib.run_records import Found, check_comparable, check_unmixed, read_runs, w
 from arguments import OneLineParser
 from bookkeeping.errors import InputError
 
-
 OWN = "own"  # of --table: no table of the paper
 
 
@@ -31,7 +30,8 @@ def parse(argv):
                         help="run folders, folders of them, or compact files")
     tables = [name.removeprefix("table_") for name in read_paper() if name.startswith("table_")]
     parser.add_argument("--table", required=True, choices=[*tables, OWN],
-                        help=f"of the paper, or '{OWN}': a column for each task and metric that the runs have")
+                        help=f"of the paper, or '{OWN}': a column for each task and metric that the runs"
+                             " have")
     parser.add_argument("--format", choices=("md", "tex", "csv", "html"), default="md",
                         help="md, html: everything; tex: the tables; csv: a line a cell and seed (default:"
                              " md)")

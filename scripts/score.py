@@ -4,8 +4,9 @@
 
 A labels file is SuperGLUE's .jsonl, GLUE's or the released code's .tsv, or one that a task.json names, in a
 folder that has its task's name (any case); its predictions are <Task>.jsonl. The interval is
-Clopper-Pearson's: of the accuracy on examples like these, as they are drawn, not over seeds. Official idx begin at 0 in every split: that predictions and
-labels are of one split shows only where the splits' sizes differ.
+Clopper-Pearson's: of the accuracy on examples like these, as they are drawn, not over seeds. The floor is
+the accuracy of the most frequent class. Official idx begin at 0 in every split: that predictions and labels
+are of one split shows only where the splits' sizes differ.
 """
 import os
 import sys
@@ -48,17 +49,16 @@ def row_of(task, predicted, labels):
     """A line of the table: answers by idx, predicted and given."""
     rules, given = task.rules.labels, list(labels.values())
     found = score(task, [predicted[idx] for idx in labels], given)
-    floor = floor_of(task, rules.describe(given, task))
-    counts, interval, level = str(found["total"]), "", task.metrics[0]
+    cells = [f"{found['total']} examples", "", ""]
     if rules.counts:
-        low, high = exact_interval(found["correct"], found["total"])
-        counts, interval = f"{found['correct']}/{found['total']}", f"{100 * low:.1f} to {100 * high:.1f}"
-        level = "accuracy"
-    others = ", ".join(f"{METRIC_NAMES[name]} {100 * found[name]:.1f}" for name in task.metrics
-                       if name != level)
-    constant = f" (constant {found['constant']})" if "constant" in found else ""
-    return (f"| {task.name} | {counts} | {METRIC_NAMES[level]} {100 * found[level]:.1f}{constant} | {interval} |"
-            f" {others} | {100 * floor[level]:.1f} |")
+        interval = [f"{100 * end:.1f}" for end in exact_interval(found["correct"], found["total"])]
+        cells = [f"{found['correct']}/{found['total']}", f"{100 * found['accuracy']:.1f}",
+                 " to ".join(interval)]
+    others = [f"{METRIC_NAMES[name]} {100 * found[name]:.1f}" for name in task.metrics if name != "accuracy"]
+    if "constant" in found:
+        others.append(f"constant {found['constant']}")
+    floor = floor_of(task, rules.describe(given, task)).get("accuracy")
+    return f"| {' | '.join([task.name, *cells, ', '.join(others), f'{100 * floor:.1f}' if floor else ''])} |"
 
 
 def score_files(folder, files):
@@ -81,7 +81,7 @@ def score_files(folder, files):
         predicted = read_predictions(file, task)
         compare_idx(file, predicted, labels, path, "give the predictions and the labels of one split")
         rows.append(row_of(task, predicted, labels))
-    print("| task | correct | score, % | 95% interval, % | others, % | floor, % |",
+    print("| task | correct | accuracy, % | 95% interval, % | other scores, % | floor, % |",
           "|---|---|---|---|---|---|", *rows, sep="\n")
     left = [name for name in there if Path(name).stem not in given]
     if left:

@@ -92,7 +92,8 @@ def write_rates(args, choices, made, quiz):
                 if name not in (*PATHS, *choices, "seed", "split_seed")}
     record = {
         "task": args.task, "encoder": encoder_of(result),
-        "protocol": result["protocol"], "set": result["set"], "metric": find_task(args.task, data_dir=args.data_dir).metrics[0],
+        "protocol": result["protocol"], "set": result["set"],
+        "metric": find_task(args.task, data_dir=args.data_dir).metrics[0],
         "flags": {flag: choice["choice"] for flag, choice in choices.items()}, "choices": choices,
         "quiz": quiz, "splits": args.split_seeds, "settings": settings, "runs": [{
             "flag": flag, "value": value, "split_seed": job.args.split_seed, "seed": job.args.seed,

@@ -17,6 +17,7 @@ from reference import LABELS, recompute
 
 FLOOR = 1e-2
 FIGURES, WEIGHTS = 1e-4, 5e-4  # tolerances
+CORRELATIONS = ("pearson", "spearman")
 # AdamW makes whole steps of gradients that are rounding errors. Few entries of a tensor have such a gradient:
 # the share MOST of them is compared. UNSEEN have no other, since a softmax does not see them.
 MOST, UNSEEN = 0.99, ("attention.self.key.bias", "COPA.bias")
@@ -41,7 +42,8 @@ class Agreement:
         ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
         if ours.shape != theirs.shape:
             return self.equal(f"shape of {kind}", ours.shape, theirs.shape)
-        difference = np.abs(ours - theirs).max(initial=0) / max(np.abs(theirs).max(initial=0), FLOOR)
+        least = 1.0 if kind.endswith(CORRELATIONS) else FLOOR  # near 0 it is a difference of large sums
+        difference = np.abs(ours - theirs).max(initial=0) / max(np.abs(theirs).max(initial=0), least)
         said = f"{difference:.2g} of {theirs:.6g}" if theirs.ndim == 0 else f"{difference:.2g}"
         self.note(kind, difference, said)
 
@@ -66,7 +68,10 @@ class Agreement:
             self.note(kind, difference, f"{name}, {difference:.2g}", WEIGHTS)
 
     def answers(self, kind, logits, labels, theirs):
-        """Predictions are equal where the best logit is further from the next than rounding errors reach."""
+        """Predictions are equal where the best logit is further from the next than rounding errors reach;
+        numbers are close."""
+        if not labels:
+            return self.close(kind, logits[:, 0], theirs)
         first, second = logits.topk(2).values.unbind(-1)
         sure = ((first - second) > FIGURES * first.abs().clamp(min=1)).tolist()
         ours = [str(labels[answer]) for answer in logits.argmax(-1)]
@@ -83,13 +88,17 @@ def compare_row(found, run, row, dev, folder):
     labels, answers = LABELS[run.task], {}
     for split in ("dev", "test"):
         lines = read_lines(folder / split / f"{run.task}.jsonl")
-        answers[split] = [str(line["label"]) for line in lines]
+        answers[split] = [str(line["label"]) if labels else line["label"] for line in lines]
         idx = [example.idx for example in run.data[split]]
         found.equal(f"{row} idx of {split}", idx, [line["idx"] for line in lines])
         found.answers(f"{row} predictions of {split}", run.rows[row][split], labels, answers[split])
-    truth = [str(labels[example.label]) for example in run.data["dev"]]
-    right = "".join(str(int(answer == label)) for answer, label in zip(answers["dev"], truth, strict=True))
     found.equal(f"{row} kept", run.rows[row]["number"], dev.get("epoch", dev.get("episode")))
+    given = [example.label for example in run.data["dev"]]
+    if not labels:
+        errors = [-(answer - label) ** 2 for answer, label in zip(answers["dev"], given, strict=True)]
+        return found.close(f"{row} example scores", errors, dev["example_scores"])
+    truth = [str(labels[label]) for label in given]
+    right = "".join(str(int(answer == label)) for answer, label in zip(answers["dev"], truth, strict=True))
     said = (dev["right"], dev["correct"], dev["total"])
     found.equal(f"{row} right", (right, right.count("1"), len(right)), said)
 

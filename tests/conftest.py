@@ -107,7 +107,8 @@ def pytest_sessionfinish(session):
         rows = [" | ".join(cell.replace("|", "\\|") for cell in row) for row in dict.fromkeys(module.TABLE)]
         Path(path).write_text(
             "What the command says of input that is odd or wrong; written by `python -m pytest"
-            " tests/test_bad_input.py --bad_input_table tests/bad_input.md`.\n\n| # | given | | said"
+            " tests/test_bad_input.py tests/test_glue.py tests/test_own_tasks.py --bad_input_table"
+            " tests/bad_input.md`.\n\n| # | given | | said"
             " |\n|---|---|---|---|\n" +
             "".join(f"| {number} | {row} |\n" for number, row in enumerate(rows, 1)), encoding="utf-8")
 

@@ -2,25 +2,30 @@
 
 It imports nothing of the project. From a run's folder it takes the arguments and the recorded actions. All
 else it computes anew from the raw data, the checkpoints and the seed: in float32 on a CPU, batch after batch,
-the frozen teacher run at every step. It knows CB, COPA and WSC, and BERT. agreement.py compares.
+the frozen teacher run at every step. It knows CB, COPA, WSC, SST-2 and STS-B, and BERT. agreement.py
+compares.
 
 With dropout on it draws the masks that the run drew: it calls the same modules on the same batches, in the
 same order, after the same seed.
 """
 import copy
+import csv
 import hashlib
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from scipy.stats import rankdata
 from sklearn.metrics import f1_score
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModel, AutoTokenizer
 
-LABELS = {"CB": ("entailment", "contradiction", "neutral"), "COPA": (0, 1), "WSC": (False, True)}
+LABELS = {"CB": ("entailment", "contradiction", "neutral"), "COPA": (0, 1), "WSC": (False, True),
+          "SST-2": (0, 1), "STS-B": ()}  # none: a number
 QUESTIONS = {"cause": "What was the cause?", "effect": "What happened as a result?"}
 DISCOUNT = 0.99
 
@@ -50,6 +55,10 @@ def texts_of(task, record):
     if task == "COPA":
         premise = f"{record['premise']} {QUESTIONS[record['question']]}"
         return [(premise, record["choice1"]), (premise, record["choice2"])]
+    if task == "SST-2":
+        return [(record["sentence"],)]
+    if task == "STS-B":
+        return [(record["sentence1"], record["sentence2"])]
     target, words = record["target"], record["text"].split(" ")
     for number, sign in ((1, "*"), (2, "#")):                     # * the noun * and # the pronoun #
         first, span = target[f"span{number}_index"], target[f"span{number}_text"].split(" ")
@@ -60,28 +69,47 @@ def texts_of(task, record):
     return [(" ".join(words), target["span1_text"])]
 
 
-def read(run, task, file):
-    """Examples with token ids and segments, a row a choice. Label -1: not given."""
+def records_of(folder, split):
+    """The records of a split: SuperGLUE's lines of JSON, GLUE's columns with literal quotes. SST-2's train
+    and dev have no idx: there it is the row's number."""
+    names = {"train": "train", "dev": "val", "test": "test"}
+    path = folder / f"{names[split]}.jsonl"
+    if path.is_file():
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with open(folder / f"{split}.tsv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return [{"idx": int(row.get("index", number)), **row} for number, row in enumerate(rows)]
+
+
+def label_of(task, record):
+    """Its class, or its score; -1: not given."""
+    if task == "STS-B":
+        return float(record.get("score", -1))
+    label = record.get("label", -1)
+    label = int(label) if task == "SST-2" else label
+    return LABELS[task].index(label) if label in LABELS[task] else -1
+
+
+def read(run, task, split):
+    """Examples with token ids and segments, a row a choice."""
     examples = []
-    for line in (Path(run.args.data_dir) / task / file).read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in records_of(Path(run.args.data_dir) / task, split):
         rows = [run.tokenizer(*texts, truncation="longest_first", max_length=run.args.max_seq_length)
                 for texts in texts_of(task, record)]
-        given = record.get("label", -1) in LABELS[task]
-        label = LABELS[task].index(record["label"]) if given else -1
-        examples.append(SimpleNamespace(idx=record["idx"], label=label, rows=rows))
+        examples.append(SimpleNamespace(idx=record["idx"], label=label_of(task, record), rows=rows))
     return examples
 
 
 def divide(task, examples, split_seed):
-    """train and quiz, 9:1, in the file's order. Of each label, the tenth with the smallest hashes is quiz;
-    and one more of the labels with the largest remainders, so that quiz has round(n / 10) examples."""
+    """train and quiz, 9:1, in the file's order. Of each label, or rounded score, the tenth with the smallest
+    hashes is quiz; and one more of the labels with the largest remainders, so that quiz has round(n / 10)
+    examples."""
     def rank(example):
         return hashlib.sha256(repr((split_seed, task, example.idx)).encode()).digest()
 
     members = {}
     for example in sorted(examples, key=rank):
-        members.setdefault(example.label, []).append(example.idx)
+        members.setdefault(math.floor(example.label + 0.5), []).append(example.idx)
     missing = (len(examples) + 5) // 10 - sum(len(found) // 10 for found in members.values())
     one_more = sorted(members, key=lambda label: (-(len(members[label]) % 10), label))[:missing]
     quiz = {idx for label, found in members.items() for idx in found[:len(found) // 10 + (label in one_more)]}
@@ -117,7 +145,7 @@ def new_model(run, role, layers=None):
     body.encoder.layer = body.encoder.layer[:layers]
     hidden, heads = body.config.hidden_size, nn.ModuleDict()
     for task in run.args.tasks:
-        heads[task] = nn.Linear(hidden, 1 if task == "COPA" else len(LABELS[task]))
+        heads[task] = nn.Linear(hidden, 1 if task == "COPA" else len(LABELS[task]) or 1)
         nn.init.normal_(heads[task].weight, std=0.02, generator=stream(run.seed, role, "head", task))
         nn.init.zeros_(heads[task].bias)
     predictor = new_linear(hidden, 1, stream(run.seed, role, "state_predictor"))
@@ -131,14 +159,45 @@ def encode(model, inputs):
 
 
 def read_head(run, model, task, h):
-    """Logits: (batch, classes). COPA's classes are its choices, a row of h each."""
-    heads = model["heads"]
-    return heads[task](F.dropout(h, run.args.head_dropout, heads.training)).view(-1, len(LABELS[task]))
+    """Logits: (batch, classes). COPA's classes are its choices, a row of h each. STS-B: (batch, 1)."""
+    heads, width = model["heads"], len(LABELS[task]) or 1
+    return heads[task](F.dropout(h, run.args.head_dropout, heads.training)).view(-1, width)
 
 
-def p_of(logits, labels):
-    """p(y|x): (batch)."""
+def ce_of(task, logits, labels):
+    """CE; of numbers MSE."""
+    return F.cross_entropy(logits, labels) if LABELS[task] else (logits[:, 0] - labels).square().mean()
+
+
+def p_of(task, logits, labels):
+    """p(y|x); of numbers -|y - output|: (batch)."""
+    if not LABELS[task]:
+        return -(labels - logits[:, 0]).abs()
     return logits.softmax(-1)[range(len(labels)), labels]
+
+
+def soft_of(task, logits, teacher_logits, t):
+    """t^2 MSE of tempered probabilities; of numbers MSE of both outputs."""
+    if not LABELS[task]:
+        return (logits - teacher_logits).square().mean()
+    return t ** 2 * ((logits / t).softmax(-1) - (teacher_logits / t).softmax(-1)).square().mean()
+
+
+def scores_of(task, logits, labels):
+    """What a look says of a split; the selecting figure first."""
+    loss = ce_of(task, logits, torch.tensor(labels)).item()
+    if not LABELS[task]:
+        answers, total = logits[:, 0].double().numpy(), len(labels)
+        labels = np.array(labels, dtype=np.float32).astype(float)
+        return {"pearson": np.corrcoef(answers, labels)[0, 1],
+                "spearman": np.corrcoef(rankdata(answers), rankdata(labels))[0, 1],
+                "mse": np.square(answers - labels).mean(), "total": total, "loss": loss}
+    answers = logits.argmax(-1).tolist()
+    correct = sum(answer == label for answer, label in zip(answers, labels))
+    scores = {"accuracy": correct / len(labels), "correct": correct, "total": len(labels), "loss": loss}
+    if task == "CB":
+        scores["f1"] = float(f1_score(labels, answers, average="macro", zero_division=0))
+    return scores
 
 
 @torch.no_grad()
@@ -174,16 +233,11 @@ def mean_of(steps):
 
 def look(run, model, learner, best, line):
     """Score the model and write the line. Returns the first best look so far, with the learner's weights."""
-    scores = {}
-    for name in sorted({"dev", run.args.select_on}):
-        logits, labels = predict(run, model, run.data[name]), [example.label for example in run.data[name]]
-        answers = logits.argmax(-1).tolist()
-        correct = sum(answer == label for answer, label in zip(answers, labels))
-        scores[name] = {"correct": correct, "total": len(labels), "accuracy": correct / len(labels),
-                        "loss": F.cross_entropy(logits, torch.tensor(labels)).item()}
-        if run.task == "CB":
-            scores[name]["f1"] = float(f1_score(labels, answers, average="macro", zero_division=0))
-    score, number = scores[run.args.select_on]["accuracy"], line["episode" if "episode" in line else "epoch"]
+    scores = {name: scores_of(run.task, predict(run, model, run.data[name]),
+                              [example.label for example in run.data[name]])
+              for name in sorted({"dev", run.args.select_on})}
+    score = next(iter(scores[run.args.select_on].values()))
+    number = line["episode" if "episode" in line else "epoch"]
     better = best is None or score > best["score"]
     run.metrics.append({**line, "scores": scores, "best": better})
     now = {"score": score, "number": number, "weights": copy.deepcopy(learner.state_dict())}
@@ -236,7 +290,7 @@ def fine_tune(run, teacher, passes):
     """Phase 1, on train: L = CE(T(x), y)."""
     def figures_of(inputs, labels):
         logits = read_head(run, teacher, run.task, encode(teacher, inputs)[0])
-        return {"loss": F.cross_entropy(logits, labels)}
+        return {"loss": ce_of(run.task, logits, labels)}
 
     fit(run, "teacher", teacher, teacher, run.args.teacher_learning_rate, passes, figures_of)
 
@@ -252,12 +306,12 @@ def distill(run, phase, student, teacher, passes):
     def figures_of(inputs, labels):
         h, states = encode(student, inputs)
         logits = read_head(run, student, run.task, h)
-        ce, soft, pkd = F.cross_entropy(logits, labels), torch.zeros(()), torch.zeros(())
+        ce, soft, pkd = ce_of(run.task, logits, labels), torch.zeros(()), torch.zeros(())
         if teacher:
             with torch.no_grad():
                 h_teacher, teacher_states = encode(teacher, inputs)
                 teacher_logits = read_head(run, teacher, run.task, h_teacher)
-            soft = t ** 2 * ((logits / t).softmax(-1) - (teacher_logits / t).softmax(-1)).square().mean()
+            soft = soft_of(run.task, logits, teacher_logits, t)
             pkd = (unit(states[between]) - unit(teacher_states[between])).square().mean()
         return {"loss": alpha * soft + (1 - alpha) * ce + beta * pkd, "ce": ce, "soft": soft, "pkd": pkd}
 
@@ -272,8 +326,8 @@ def teach_to_teach(run, meta_teacher, teacher, student, passes):
             h_teacher, h_student = encode(teacher, inputs)[0], encode(student, inputs)[0]
         on_teacher = read_head(run, meta_teacher, run.task, h_teacher)
         on_student = read_head(run, meta_teacher, run.task, h_student)
-        ce_teacher, ce_student = F.cross_entropy(on_teacher, labels), F.cross_entropy(on_student, labels)
-        p_teacher, p_student = p_of(on_teacher, labels).mean(), p_of(on_student, labels).mean()
+        ce_teacher, ce_student = (ce_of(run.task, logits, labels) for logits in (on_teacher, on_student))
+        p_teacher, p_student = (p_of(run.task, logits, labels).mean() for logits in (on_teacher, on_student))
         competitive = run.args.use_comp_loss
         loss = ce_teacher - p_teacher + p_student if competitive else 0.5 * ce_teacher + 0.5 * ce_student
         return {"loss": loss, "ce_teacher": ce_teacher, "ce_student": ce_student, "p_teacher": p_teacher,
@@ -318,8 +372,9 @@ def follow_curriculum(run, student, teacher, meta_teacher, policy):
             student.train(), meta_teacher.eval()
             h = encode(student, inputs)[0]
             logits = read_head(run, student, task, h)
-            ce, p_student = F.cross_entropy(logits, labels), p_of(logits, labels).mean()
-            p_meta_teacher = p_of(read_head(run, meta_teacher, task, h.detach()), labels).mean().detach()
+            ce, p_student = ce_of(task, logits, labels), p_of(task, logits, labels).mean()
+            on_student = read_head(run, meta_teacher, task, h.detach())
+            p_meta_teacher = p_of(task, on_student, labels).mean().detach()
             loss = ce - p_student + p_meta_teacher
             steps.append({"loss": loss, "ce": ce, "p_student": p_student, "p_meta_teacher": p_meta_teacher,
                           "gradient_norm": update(run, loss, student, optimizer)})
@@ -328,9 +383,10 @@ def follow_curriculum(run, student, teacher, meta_teacher, policy):
             inputs, labels = batch_of(run, main_examples)
             student.eval()
             with torch.no_grad():
-                p_student = p_of(read_head(run, student, run.task, encode(student, inputs)[0]), labels)
-                h_teacher = encode(teacher, inputs)[0]
-                p_meta_teacher = p_of(read_head(run, meta_teacher, run.task, h_teacher), labels)
+                logits = read_head(run, student, run.task, encode(student, inputs)[0])
+                teacher_logits = read_head(run, meta_teacher, run.task, encode(teacher, inputs)[0])
+                p_student = p_of(run.task, logits, labels)
+                p_meta_teacher = p_of(run.task, teacher_logits, labels)
             binary = args.reward_function == "binary"
             gain = p_student > p_meta_teacher if binary else p_student - p_meta_teacher
             rewards.append(gain.sum().item() / len(run.data["quiz"]))
@@ -361,10 +417,10 @@ def recompute(folder):
                           metrics=[], trajectories=[], rows={}, weights={})
     lines = (Path(folder) / "trajectories.jsonl").read_text(encoding="utf-8").splitlines()
     run.recorded = [json.loads(line) for line in lines]
-    divided = {task: divide(task, read(run, task, "train.jsonl"), args.split_seed) for task in args.tasks}
+    divided = {task: divide(task, read(run, task, "train"), args.split_seed) for task in args.tasks}
     run.quiz = {task: quiz for task, (_, quiz) in divided.items()}
     run.data = {"train": divided[run.task][0], "quiz": run.quiz[run.task],
-                "dev": read(run, run.task, "val.jsonl"), "test": read(run, run.task, "test.jsonl")}
+                "dev": read(run, run.task, "dev"), "test": read(run, run.task, "test")}
     size, quiz_size = args.train_dataloader_size, args.val_dataloader_size
 
     teacher = new_model(run, "teacher")

@@ -66,7 +66,7 @@ def handled(command, capsys, *expected, **flags):
 @pytest.mark.parametrize(
     "flags, expected",
     [
-        ({"task": "MNLI"}, ("--task", "'MNLI'", "BoolQ, CB, COPA, RTE, WiC, WSC")),
+        ({"task": "XNLI"}, ("--task", "'XNLI'", "BoolQ, CB, COPA, RTE, WiC, WSC, MNLI", "task.json")),
         ({"tasks": ["CB", "XYZ"]}, ("--tasks", "'XYZ'")),
         ({"reward_function": "ternary"}, ("--reward_function", "ternary", "binary", "real")),
         ({"curriculum": "random"}, ("--curriculum", "random", "uniform")),

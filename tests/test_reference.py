@@ -17,6 +17,10 @@ CASES = {
                 dict(DROPOUT, use_comp_loss=True, reward_function="real", curriculum="uniform")],
     "quiz selects": [dict(task="COPA", teacher_model="still", head_dropout=0, use_comp_loss=True,
                           reward_function="real", select_on="quiz", weight_decay=1.0, max_grad_norm=0.01)],
+    "regression": [dict(task="STS-B", tasks=["STS-B", "SST-2", "CB"], teacher_model="still", undistilled=True,
+                        kd_200=True, head_dropout=0, reward_function="real"),
+                   dict(task="STS-B", tasks=["STS-B", "SST-2", "CB"], teacher_model="still", head_dropout=0,
+                        use_comp_loss=True)],
     "two encoders": [dict(TWO, kd_200=True), dict(TWO, reward_function="real", curriculum="main_task")],
 }
 
@@ -40,6 +44,11 @@ def data(tmp_path_factory):
         for split, size in (("train", 100), ("val", 30), ("test", 10)):
             lines = (ROOT / "sample_data" / name / f"{split}.jsonl").read_text().splitlines()[:size]
             (root / name / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    for name in ("SST-2", "STS-B"):
+        (root / name).mkdir()
+        for split, size in (("train", 60), ("dev", 24), ("test", 10)):
+            lines = (ROOT / "sample_data" / name / f"{split}.tsv").read_text().splitlines()[:1 + size]
+            (root / name / f"{split}.tsv").write_text("\n".join(lines) + "\n")
     return root
 
 

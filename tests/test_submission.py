@@ -54,9 +54,9 @@ def refused(capsys, code, *expected):
 @pytest.mark.parametrize("labels, figures", [
     # Clopper-Pearson for 3 of 4: upper 0.975 ** (1/4), lower the p of 4 p^3 (1 - p) + p^4 = 0.025; F1 (2/3 +
     # 2/3 + 1) / 3
-    (PREDICTED, "3/4 | 75.0 | 19.4 to 99.4 | 77.8"),
-    (GIVEN, "4/4 | 100.0 | 39.8 to 100.0 | 100.0"),  # lower 0.025 ** (1/4)
-    (("neutral", "neutral", "entailment", "entailment"), "0/4 | 0.0 | 0.0 to 60.2 | 0.0"),
+    (PREDICTED, "3/4 | 75.0 | 19.4 to 99.4 | macro-F1 77.8"),
+    (GIVEN, "4/4 | 100.0 | 39.8 to 100.0 | macro-F1 100.0"),  # lower 0.025 ** (1/4)
+    (("neutral", "neutral", "entailment", "entailment"), "0/4 | 0.0 | 0.0 to 60.2 | macro-F1 0.0"),
 ])
 def test_scores_by_hand(labels, figures, tmp_path, capsys):
     predicted(tmp_path, labels)
@@ -138,7 +138,7 @@ def test_idx_of_another_split_are_counted(tmp_path, capsys):
     ((None,) * 4, "CB/test.jsonl", ("CB/test.jsonl:1", "no label", "val.jsonl")),
     ((*GIVEN[:3], None), "CB/val.jsonl", ("CB/val.jsonl:4", "no label", "3 other")),
     ((*GIVEN[:3], "maybe"), "CB/val.jsonl", ("CB/val.jsonl:4", "'maybe'")),
-    (GIVEN, "MNLI/val.jsonl", ("--labels", "MNLI/val.jsonl", "'MNLI'", "BoolQ, CB")),
+    (GIVEN, "XNLI/val.jsonl", ("--labels", "XNLI/val.jsonl", "'XNLI'", "BoolQ, CB")),
     (GIVEN, "CB/val.json", ("--labels", ".json found", ".jsonl or .tsv")),
     (GIVEN, "RTE/val.jsonl", ("label 'contradiction'", "RTE/val.jsonl:2"))])
 def test_bad_labels_are_refused(labels, name, expected, tmp_path, capsys):
@@ -168,14 +168,15 @@ def test_a_runs_own_counts_from_any_folder(command, data_dir, tmp_path, capsys, 
         line = score_lines(capsys, predictions, data_dir / "CB" / "val.jsonl")[2]
         cells = line.split(" | ")
         assert [cells[1], cells[2], cells[4]] == [
-            f"{dev['correct']}/{dev['total']}", f"{100 * dev['accuracy']:.1f}", f"{100 * dev['f1']:.1f}"]
+            f"{dev['correct']}/{dev['total']}", f"{100 * dev['accuracy']:.1f}",
+            f"macro-F1 {100 * dev['f1']:.1f}"]
     monkeypatch.chdir(data_dir / "CB")
     monkeypatch.setattr(sys, "argv", ["score.py", "--predictions", str(predictions), "--labels", "val.jsonl"])
     with pytest.raises(SystemExit, match="^0$"):
         runpy.run_path(str(ROOT / "scripts" / "score.py"), run_name="__main__")
     assert capsys.readouterr().out.splitlines()[2] == line
     refused(capsys, make_submission.main([str(folder), "--output", str(tmp_path / "s.zip")]),
-            "test/CB.jsonl: 8 predictions", "expected 250", "CB/test.jsonl")
+            "test/CB.jsonl: 8 predictions", "expected 250", "official test file in CB/")
 
 
 # --- make_submission.py -------------------------------------------------------------------------------------
@@ -183,7 +184,7 @@ def test_a_runs_own_counts_from_any_folder(command, data_dir, tmp_path, capsys, 
 def make_run(folder, name="CB", row="mpdistil", count=None, **result):
     """What a finished run leaves of what the script reads; every answer in turn. Returns the path of its test
     predictions."""
-    task, count = TASKS[name], count or TASKS[name].official[2]
+    task, count = TASKS[name], count or TASKS[name].official["test"]
     path = folder / "predictions" / row / "test" / f"{name}.jsonl"
     write_predictions(path, task, range(count), [idx % len(task.answers) for idx in range(count)])
     write_record(folder / "result.json", {
@@ -214,7 +215,7 @@ def test_a_submission_of_all_six_tasks(tmp_path, capsys):
         for entry in archive.infolist():
             name, lines = entry.filename.removesuffix(".jsonl"), archive.read(entry).decode().splitlines()
             assert lines[0] == f'{{"idx": 0, "label": {first[name]}}}'
-            assert [json.loads(line)["idx"] for line in lines] == list(range(TASKS[name].official[2]))
+            assert [json.loads(line)["idx"] for line in lines] == list(range(TASKS[name].official["test"]))
             assert entry.date_time == (1980, 1, 1, 0, 0, 0) and entry.external_attr >> 16 == 0o644
     assert not list(tmp_path.glob("*.part*"))
 
@@ -270,7 +271,7 @@ def test_runs_that_make_no_submission_are_refused(tmp_path, capsys):
     paths = [make_run(folder) for folder in runs]
     refused(capsys, submit(tmp_path, *runs), *runs, "both are runs of CB")
     paths[0].unlink()
-    refused(capsys, submit(tmp_path, runs[0]), paths[0], "no such file", "CB/test.jsonl")
+    refused(capsys, submit(tmp_path, runs[0]), paths[0], "no such file", "official test file in CB/")
     text = (runs[1] / "result.json").read_text()
     (runs[1] / "result.json").write_text(text.replace("42", "43"))
     refused(capsys, submit(tmp_path, runs[1]), "two/result.json", "not what a run wrote")

@@ -101,7 +101,7 @@ def test_what_is_one_computation_is_run_once(flags, losses, capsys):
 
 @pytest.mark.parametrize("words, said", [
     (["--rows", "best"], "argument --rows: 'best' found"),
-    (["--tasks", "MNLI"], "argument --tasks: 'MNLI' found"),
+    (["--tasks", "XNLI"], "argument --tasks: 'XNLI' found"),
     (["--seed", "3"], "--seed: the sweep sets it itself"),
     (["--kd_quiz"], "--kd_quiz: the sweep sets it itself"),
     (["--jobs", "0"], "argument --jobs: 0 found"),

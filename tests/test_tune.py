@@ -103,7 +103,7 @@ def test_more_flags_one_at_a_time(words, tmp_path):
 
 @pytest.mark.parametrize("more, flags, message", [
     ((), {"rates": "1e-3"}, "argument --rates: one rate found (0.001), expected at least two"),
-    ((), {"task": "mnli"}, "'mnli' found"),
+    ((), {"task": "xnli"}, "'xnli' found"),
     (("--seed", "3"), {}, "--seed: the choice of rates sets it itself"),
     ((), {"rates": "1e-3 -1"}, "'-1' found")])
 def test_usage_errors(more, flags, message, words, capsys):

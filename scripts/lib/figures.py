@@ -104,7 +104,7 @@ def draw_table(found, table):
     tasks, names = found.tasks, [name for name in ROWS if any(found.cell(task, name) for task in found.tasks)]
     figure = Figure(figsize=(3.1 * len(tasks) + 2.6, 0.32 * len(names) + 1.6), layout="constrained")
     columns = {}
-    for number, (name, metric) in enumerate(table["columns"]):
+    for number, (name, _) in enumerate(table["columns"]):
         columns.setdefault(name, number)
     for axes, task in zip(figure.subplots(1, len(tasks), sharey=True, squeeze=False)[0], tasks):
         for place, name in enumerate(names):

@@ -1,8 +1,8 @@
 """Figures in words, and a page of tables as markdown, LaTeX, CSV or HTML.
 
 A page is a list of (kind, content): ("heading", text), ("text", text), ("limits", text), which LaTeX has as a
-comment, ("list", texts), ("table", (title, header, rows of texts)). pandas, which `datasets` brings along, does the formats (with tabulate and jinja2:
-scripts/requirements.txt).
+comment, ("list", texts), ("table", (title, header, rows of texts)). pandas, which `datasets` brings along,
+does the formats (with tabulate and jinja2: scripts/requirements.txt).
 """
 import os
 import re

@@ -138,7 +138,8 @@ def describe_rates(found, task):
 
 def unofficial_sizes(found):
     """What has not as many examples as the official files."""
-    sizes = {name: split["examples"] + sum(split.get(f"over_{limit}", 0) for limit in LIMITS) for record in found.records for name, split in record["data"].items()}
+    sizes = {name: split["examples"] + sum(split.get(f"over_{limit}", 0) for limit in LIMITS)
+             for record in found.records for name, split in record["data"].items()}
     for task in TASKS:
         train, *others = TASKS[task].official.items()
         both = sizes.get(f"{task}/train", 0) + sizes.get(f"{task}/quiz", 0)

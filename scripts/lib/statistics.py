@@ -17,10 +17,11 @@ def exact_interval(correct, total, level=0.95):
 
 
 def mean_interval(values, level=0.95, ends=(-1.0, 1.0)):
-    """(mean, low, high) of values: (seeds, examples), which lie between `ends` (None: anywhere). The interval has the outer
-    ends of two: the percentile bootstrap over seeds and examples, drawn anew independently (Owen 2007, "The
-    pigeonhole bootstrap"), and Student's t over the seeds' means, since a bootstrap of few seeds is too
-    narrow. Of one seed: the bootstrap over its examples alone, which says nothing of other seeds."""
+    """(mean, low, high) of values: (seeds, examples), which lie between `ends` (None: anywhere). The interval
+    has the outer ends of two: the percentile bootstrap over seeds and examples, drawn anew independently
+    (Owen 2007, "The pigeonhole bootstrap"), and Student's t over the seeds' means, since a bootstrap of few
+    seeds is too narrow. Of one seed: the bootstrap over its examples alone, which says nothing of other
+    seeds."""
     from scipy.stats import bootstrap, t
     values = np.asarray(values, dtype=float)
     seeds, examples = values.shape

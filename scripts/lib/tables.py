@@ -60,7 +60,8 @@ def main_table(found, table):
     header, lines = ["row"], []
     for column, metric in table["columns"]:
         all_have = f" (n = {max(seeds[column])})" if len(seeds[column]) == 1 else ""
-        header += [f"{column} {METRIC_NAMES.get(metric, metric)}{all_have}", *["paper"] * bool(table["values"])]
+        header += [f"{column} {METRIC_NAMES.get(metric, metric)}{all_have}",
+                   *["paper"] * bool(table["values"])]
     for name in ROWS:
         line = [label_of(name)]
         for position, (column, metric) in enumerate(table["columns"]):
@@ -135,7 +136,8 @@ def count_table(found):
         given = ", ".join(str(figures["correct"]) for figures in found.cell(task, name).values())
         return given + same_mark(found, task, name) if given else MISSING
 
-    return (header, [[label_of(name), *(counts(task, name) for task in tasks)] for name in ROWS]) if tasks else None
+    lines = [[label_of(name), *(counts(task, name) for task in tasks)] for name in ROWS]
+    return (header, lines) if tasks else None
 
 
 # --- differences --------------------------------------------------------------------------------------------

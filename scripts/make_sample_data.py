@@ -5,7 +5,7 @@ and STS-B files in GLUE's, with text of our own.
 
 Every sentence is put together from the word lists below, so that a small encoder can learn the tasks in a few
 epochs. The same bytes come out on every machine. The labels are balanced: classes of a split, and STS-B's
-whole scores, differ by one example at the most.
+scores, differ by one example at the most.
 """
 import argparse
 import json
@@ -155,11 +155,11 @@ def sst2(rng, label):
 
 
 def stsb(rng, label):
-    """As many of five parts are the same as the score says."""
+    """As many of five parts are the same as the score says, rounded."""
     lists = (PEOPLE, [deed for pair in DEEDS for deed in pair], PLACES, DAYS,
              ["alone", "with a friend", "twice"])
     first = [rng.choice(values) for values in lists]
-    same = rng.sample(range(5), label)
+    same = rng.sample(range(5), round(label))
     second = [value if place in same else rng.choice([other for other in values if other != value])
               for place, (value, values) in enumerate(zip(first, lists))]
     return tuple("{} {} near the {} {} , {} .".format(*parts) for parts in (first, second))
@@ -186,7 +186,7 @@ def write_glue(folder, split, examples):
     (folder / f"{split}.tsv").write_text(mark + text, encoding="utf-8")
 
 
-GLUE_BUILDERS = {"MRPC": (mrpc, (0, 1)), "SST-2": (sst2, (0, 1)), "STS-B": (stsb, (0, 1, 2, 3, 4, 5))}
+GLUE_BUILDERS = {"MRPC": (mrpc, (0, 1)), "SST-2": (sst2, (0, 1)), "STS-B": (stsb, (0.2, 1.0, 1.8, 3.2, 4.0, 4.6))}
 BUILDERS = {"BoolQ": (boolq, (False, True)), "CB": (cb, ("entailment", "contradiction", "neutral")),
             "COPA": (copa, (0, 1)), "RTE": (rte, ("entailment", "not_entailment")),
             "WiC": (wic, (False, True)), "WSC": (wsc, (False, True))}

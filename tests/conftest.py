@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 import main_superglue
 from arguments import parse_arguments
+from glue_files import write_glue
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # for tensors this small a second thread costs more than it brings
@@ -133,6 +134,14 @@ def data_dir(tmp_path_factory):
         for split, size in SIZES.items():
             lines = (ROOT / "sample_data" / name / f"{split}.jsonl").read_text().splitlines()[:size]
             (root / name / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="session")
+def glue(tmp_path_factory):
+    """Small files of all nine tasks."""
+    root = tmp_path_factory.mktemp("glue")
+    write_glue(root)
     return root
 
 

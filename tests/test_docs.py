@@ -169,9 +169,10 @@ def test_the_choices_are_those_of_the_code():
 
 # --- RUN_FOLDER.md ------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("task, curriculum", [("WSC", "policy"), ("CB", "main_task")])
-def test_every_file_and_field_of_a_run_is_described(task, curriculum, command):
-    code, folder = command(task, folder="runs/run", curriculum=curriculum, undistilled=True, kd_200=True)
+@pytest.mark.parametrize("task, curriculum", [("WSC", "policy"), ("CB", "main_task"), ("STS-B", "uniform")])
+def test_every_file_and_field_of_a_run_is_described(task, curriculum, command, data_dir, glue):
+    code, folder = command(task, folder="runs/run", curriculum=curriculum, undistilled=True, kd_200=True,
+                           data_dir=glue if task == "STS-B" else data_dir)
     assert code == 0
 
     def read(path):

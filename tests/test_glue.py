@@ -18,7 +18,6 @@ from bookkeeping.errors import InputError
 from bookkeeping.files import write_record
 from conftest import read_lines
 from data_utils import PARTS, curriculum_tasks, read_dataset, read_hub, read_task, split_train_quiz, strata_of
-from glue_files import write_glue
 from metrics import floor_of
 from metrics import score as score_of
 from models import Heads
@@ -28,14 +27,6 @@ from test_bad_input import said as note
 GLUE = tasks_of("glue")
 REGRESSION = KINDS["regression"]
 VARIANTS = [("col", "binary"), ("com", "real"), ("col", "real"), ("com", "binary")]
-
-
-@pytest.fixture(scope="session")
-def glue(tmp_path_factory):
-    """Small files of all nine tasks."""
-    root = tmp_path_factory.mktemp("glue")
-    write_glue(root)
-    return root
 
 
 # --- layouts ------------------------------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Tasks that a task.json describes: files of every kind, all phases, what is refused."""
 
 import json
+import re
+import shlex
 
 import pytest
 
@@ -8,7 +10,7 @@ import make_tables
 import score
 import sweep
 from bookkeeping.errors import InputError
-from conftest import read_lines
+from conftest import ROOT, read_lines
 from data_utils import PARTS, curriculum_tasks, read_task
 from tasks import find_task, read_description
 from test_bad_input import said as note
@@ -145,58 +147,51 @@ def test_a_task_of_choices_and_one_of_numbers(tmp_path, command):
     assert {line["label"] for line in found} <= {"A", "B", "C"}
 
 
-def test_from_a_folder_to_a_table(tmp_path, encoders, data_dir, capsys):
-    """A stranger's task: the sweep, the table, the scores, beside official tasks in the curriculum."""
-    folder = write_news(tmp_path)
-    (tmp_path / "CB").symlink_to(data_dir / "CB")
-    runs, flags = (
-        tmp_path / "runs",
-        {
-            "tasks": "News",
-            "curriculum_tasks": ["News", "CB"],
-            "seeds": [42, 43],
-            "output_dir": tmp_path / "runs",
-            "rows": ["kd", "mpdistil_col_binary"],
-            "data_dir": tmp_path,
-            "teacher_model": encoders["bert"],
-            "nlayers": 2,
-            "teacher_epochs": 1,
-            "epochs": 1,
-            "meta_epochs": 1,
-            "num_episodes": 2,
-            "device": "cpu",
-            "val_dataloader_size": 2,
-            "max_seq_length": 64,
-        },
-    )
-    words = [
-        word
-        for name, value in flags.items()
-        for word in (f"--{name}", *map(str, value if isinstance(value, list) else [value]))
-    ]
-    assert sweep.main([*words, "--go"]) == 0, capsys.readouterr()
-    assert json.loads(next(runs.glob("news/*/args.json")).read_text())["tasks"] == ["CB", "News"]
+SMALL = (
+    "--seeds 42 43 --rows kd mpdistil_col_binary --nlayers 2 --teacher_epochs 1 --epochs 1 --meta_epochs 1"
+    " --num_episodes 2 --device cpu --val_dataloader_size 2 --max_seq_length 64"
+)
+
+
+def test_the_readmes_task_from_a_folder_to_a_table(tmp_path, encoders, data_dir, capsys, monkeypatch):
+    """What the README says, word by word, but small: the description, the sweep, the table; then the scores,
+    and the task beside an official one in the curriculum."""
+    block = r"<!-- own task -->\n```json\n(.*?)```\n```bash\n(.*?)```"
+    description, commands = re.search(block, (ROOT / "README.md").read_text(), re.DOTALL).groups()
+    sweeping, tabling = (shlex.split(line) for line in commands.splitlines())
+    assert [sweeping[1], tabling[1]] == ["scripts/sweep.py", "scripts/make_tables.py"]
+    folder = write_news(tmp_path / "data")
+    (folder / "task.json").write_text(description)
+    (tmp_path / "encoders").mkdir()
+    (tmp_path / "encoders" / "MiniLM").symlink_to(encoders["bert"])
+    monkeypatch.chdir(tmp_path)
+    assert sweep.main([*sweeping[2:], *SMALL.split()]) == 0, capsys.readouterr()
     capsys.readouterr()
-    assert make_tables.main([str(runs), "--table", "own", "--mixed"]) == 0
+    assert make_tables.main([*tabling[2:], "--mixed"]) == 0
     table = capsys.readouterr().out
-    assert "| News accuracy (n = 2)" in table and "| News macro-F1 (n = 2)" in table
-    assert "Majority class" in table and "33.3" in table and "paper" not in table.split("\n\n")[2]
+    assert "| News accuracy (n = 2)" in table and "paper" not in table.split("\n\n")[2]
+    assert re.search(r"^\| Majority class +\| 33.3", table, re.MULTILINE)
     for form in ("html", "csv", "tex"):
-        assert make_tables.main([str(runs), "--table", "own", "--mixed", "--format", form]) == 0
+        assert make_tables.main([*tabling[2:], "--mixed", "--format", form]) == 0
         assert "News" in capsys.readouterr().out
-    run = next(runs.glob("news/*binary*seed42"))
+    run = next((tmp_path / "runs").glob("news/news/*binary*seed42"))
     line = read_lines(run / "predictions" / "kd" / "dev" / "News.jsonl")[0]
     assert line["idx"] == 0 and line["label"] in NEWS["labels"]
-    assert (
-        score.main(
-            ["--predictions", str(run / "predictions" / "kd" / "dev"), "--labels", str(folder / "dev.csv")]
-        )
-        == 0
-    )
+    words = ["--predictions", str(run / "predictions" / "kd" / "dev"), "--labels", str(folder / "dev.csv")]
+    assert score.main(words) == 0
     dev = json.loads((run / "result.json").read_text())["rows"]["kd"]["dev"]
     assert f"| News | {dev['correct']}/12 |" in capsys.readouterr().out
-    assert make_tables.main([str(runs), "--table", "1a", "--mixed"]) == 2
+    assert make_tables.main(["runs/news", "--table", "1a", "--mixed"]) == 2
     assert "runs of News found, expected some of BoolQ" in capsys.readouterr().err
+
+
+def test_a_described_task_beside_an_official_one(command, tmp_path, data_dir):
+    write_news(tmp_path / "data")
+    (tmp_path / "data" / "CB").symlink_to(data_dir / "CB")
+    code, folder = command("CB", data_dir=tmp_path / "data", tasks=["cb", "news"], num_episodes=3)
+    assert code == 0
+    picked = {task for line in read_lines(folder / "trajectories.jsonl") for task in line["actions"]}
+    assert picked == {"CB", "News"} and "News/task.json" in json.loads((folder / "data.json").read_text())
 
 
 def test_the_description_is_part_of_what_was_computed(command, tmp_path, capsys):

@@ -76,6 +76,7 @@ def run_killed(command, monkeypatch, every, folder, flags):
         {"protocol": "released", "kd_200": True},
         {"set": ["state_gradient=attached", "credit=next_step", "zero_grad=zeros"]},
         {"curriculum": "uniform", "set": ["quiz_batches=fixed"]},
+        {"task": "STS-B", "tasks": ["STS-B", "SST-2"], "reward_function": "real", "kd_200": True},
         {
             "set": [
                 "student_update=each_episode",
@@ -86,8 +87,8 @@ def run_killed(command, monkeypatch, every, folder, flags):
     ],
     ids=str,
 )
-def test_a_killed_run_leaves_the_same(flags, command, monkeypatch):
-    flags = {**SMALL, **flags}
+def test_a_killed_run_leaves_the_same(flags, command, glue, monkeypatch):
+    flags = {**SMALL, **flags, **({"data_dir": glue} if "task" in flags else {})}
     code, whole = command(folder="whole/run", **flags)
     assert code == 0
     kills, killed = run_killed(command, monkeypatch, 6, "killed", flags)

@@ -186,7 +186,8 @@ def write_glue(folder, split, examples):
     (folder / f"{split}.tsv").write_text(mark + text, encoding="utf-8")
 
 
-GLUE_BUILDERS = {"MRPC": (mrpc, (0, 1)), "SST-2": (sst2, (0, 1)), "STS-B": (stsb, (0.2, 1.0, 1.8, 3.2, 4.0, 4.6))}
+GLUE_BUILDERS = {"MRPC": (mrpc, (0, 1)), "SST-2": (sst2, (0, 1)),
+                 "STS-B": (stsb, (0.2, 1.0, 1.8, 3.2, 4.0, 4.6))}
 BUILDERS = {"BoolQ": (boolq, (False, True)), "CB": (cb, ("entailment", "contradiction", "neutral")),
             "COPA": (copa, (0, 1)), "RTE": (rte, ("entailment", "not_entailment")),
             "WiC": (wic, (False, True)), "WSC": (wsc, (False, True))}

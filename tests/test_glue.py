@@ -11,9 +11,11 @@ import pytest
 import torch
 from scipy import stats
 
+import main_superglue
 import make_submission
 import make_tables
 import score
+from arguments import parse_arguments
 from bookkeeping.errors import InputError
 from bookkeeping.files import write_record
 from conftest import read_lines
@@ -401,6 +403,127 @@ def test_scores_by_hand(name, answers, labels, expected):
     for metric, value in expected.items():
         assert found[metric] == (value if isinstance(value, str) else pytest.approx(value, abs=1e-6)), metric
     assert found["total"] == len(labels) and ("constant" in found) == ("constant" in expected)
+
+
+@pytest.fixture(scope="module")
+def runs_of_table_4(glue, encoders, tmp_path_factory):
+    """STS-B with two seeds, MNLI and SST-2 with one; shared phases once."""
+    root = tmp_path_factory.mktemp("table_4")
+    small = [
+        "--nlayers",
+        "2",
+        "--teacher_epochs",
+        "1",
+        "--epochs",
+        "2",
+        "--meta_epochs",
+        "1",
+        "--num_episodes",
+        "2",
+        "--val_dataloader_size",
+        "2",
+        "--device",
+        "cpu",
+        "--max_seq_length",
+        "64",
+        "--quiz_size",
+        "4",
+    ]
+    for task, seed in (("STS-B", 42), ("STS-B", 43), ("MNLI", 42), ("SST-2", 42)):
+        for curriculum, more in (("policy", ["--undistilled", "--kd_200"]), ("uniform", [])):
+            words = [
+                "--task",
+                task,
+                "--seed",
+                str(seed),
+                "--curriculum",
+                curriculum,
+                "--data_dir",
+                str(glue),
+                "--tasks",
+                task,
+                "STS-B",
+                "--teacher_model",
+                str(encoders["bert"]),
+                "--learning_rate",
+                "1e-3",
+                "--output_dir",
+                str(root / task / f"{seed}-{curriculum}"),
+                *small,
+                *more,
+            ]
+            assert main_superglue.main(parse_arguments(words)) == 0
+    return root
+
+
+def test_table_4(runs_of_table_4, capsys, tmp_path):
+    """Twelve columns, two of MNLI, MRPC's missing; the paper's numbers; differences of squared errors."""
+
+    def table(form, *more):
+        flags = [str(runs_of_table_4), "--table", "4", "--mixed", "--format", form, *more]
+        assert make_tables.main(flags) == 0
+        return capsys.readouterr().out
+
+    page = table("md", "--compact", str(tmp_path / "runs.jsonl"))
+    header = next(line for line in page.splitlines() if line.startswith("| row"))
+    cells = [cell.strip() for cell in header.split("|")[2:-1:2]]
+    assert cells == [
+        "MNLI acc matched (n = 1)",
+        "MNLI-MM acc mismatched (n = 1)",
+        "MRPC acc",
+        "MRPC f1",
+        "QNLI acc",
+        "QQP acc",
+        "QQP f1",
+        "RTE acc",
+        "SST-2 acc (n = 1)",
+        "STS-B pearson (n = 2)",
+        "STS-B spearman (n = 2)",
+        "WNLI acc",
+    ]
+    teacher = [
+        cell.strip()
+        for cell in next(line for line in page.splitlines() if line.startswith("| Teacher ")).split("|")[2:-1]
+    ]
+    assert teacher[1::2][:3] == ["83.7", "83.4", "84.0"] and teacher[4] == "missing"
+    rows = {
+        seed: json.loads((runs_of_table_4 / "STS-B" / f"{seed}-policy" / "result.json").read_text())["rows"][
+            "teacher"
+        ]["dev"]["pearson"]
+        for seed in (42, 43)
+    }
+    mean, spread = 100 * np.mean(list(rows.values())), 100 * np.std(list(rows.values()), ddof=1)
+    assert teacher[18] == f"{mean:.1f} ± {spread:.1f}"
+    floor = next(
+        line for line in page.splitlines() if line.startswith("| Majority class, mean of the labels")
+    )
+    assert floor.split("|")[2].strip() == "33.3" and floor.split("|")[20].strip() == "0.0"
+    assert "Of a regression the differences are of minus the squared error" in page
+    assert "| SST-2, of 12" in page and "| STS-B, of 12" not in page  # counts where there are counts
+    scores = {}
+    for row in ("mpdistil", "kd_200"):
+        scores[row] = [
+            json.loads((runs_of_table_4 / "STS-B" / f"{seed}-policy" / "result.json").read_text())["rows"][
+                row
+            ]["dev"]["example_scores"]
+            for seed in (42, 43)
+        ]
+    difference = np.mean(scores["mpdistil"]) - np.mean(scores["kd_200"])
+    assert f"{difference:+.4f}" in page
+    compact = tmp_path / "runs.jsonl"
+    assert (
+        make_tables.main([str(compact), "--table", "4", "--mixed"]) == 0 and capsys.readouterr().out == page
+    )
+    html = table("html", "--output", str(tmp_path / "page.html"), "--figures", str(tmp_path / "figures"))
+    text = (tmp_path / "page.html").read_text()
+    assert html == "" and "dev Pearson, %" in text and "kd Pearson" in text
+    assert {path.name for path in (tmp_path / "figures").glob("*.png")} >= {
+        "table_4.png",
+        "episodes_STS-B.png",
+    }
+    lines = [line.split(",") for line in table("csv").splitlines()]
+    assert ["MNLI-MM", "acc mismatched", "teacher", "42"] in [line[:4] for line in lines]
+    assert "\\begin{tabular}" in table("tex")
 
 
 def test_floors():

@@ -18,7 +18,7 @@ def script(*words):
 def test_sample_data_is_what_the_script_writes(tmp_path):
     done = script(sys.executable, "scripts/make_sample_data.py", "--output_dir", str(tmp_path))
     assert done.returncode == 0
-    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.jsonl"))
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.*"))
     assert len(files) == 27
     for path in files:
         assert (tmp_path / path).read_bytes() == (ROOT / "sample_data" / path).read_bytes(), path

@@ -3,6 +3,7 @@ and the committed results."""
 import csv
 import gc
 import io
+import itertools
 import json
 import re
 import sys
@@ -10,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from scipy import stats
 
 from lib import run_records
 from lib.comparisons import compare
@@ -38,10 +40,27 @@ def test_exact_interval():
     assert exact_interval(10, 10) == pytest.approx((0.025 ** 0.1, 1))
 
 
+def test_differences_of_squared_errors():
+    """Which are no multiples of one number: random swaps give about what all swaps give, a smallest spread
+    over seeds is not assumed, and an interval may reach beyond 1."""
+    random = np.random.default_rng(0)
+    first, second = -random.random((3, 9)) * 4, -random.random((3, 9)) * 4
+    sums = (first - second).sum(0)
+    signs = np.array(list(itertools.product((1, -1), repeat=9)))
+    exact = np.mean(np.abs(signs @ sums) >= abs(sums.sum()) - 1e-9)
+    assert permutation_p(first, second) == pytest.approx(exact, abs=0.02)
+    assert permutation_p(first, first) == 1 and permutation_p(first, second) == permutation_p(first, second)
+    expected = stats.ttest_rel(first.mean(1), second.mean(1)).pvalue
+    assert paired_t_p(first, second, counts=False) == pytest.approx(expected)
+    assert paired_t_p(first, first, counts=False) == 1 and paired_t_p(first, first - 1, counts=False) == 0
+    mean, low, high = mean_interval(first - second + 3, ends=(None, None))
+    assert low < mean < high and high > 1
+
+
 def test_mean_interval():
     # two seeds that differ say nothing
     assert mean_interval(np.array([[1, 1, 1, 1], [0, 0, 0, 0]])) == (0.5, -1, 1)
-    assert mean_interval(np.array([[1, 1, 1, 1], [0, 0, 0, 0]]), least=0) == (0.5, 0, 1)
+    assert mean_interval(np.array([[1, 1, 1, 1], [0, 0, 0, 0]]), ends=(0.0, 1.0)) == (0.5, 0, 1)
     # t, 4 degrees of freedom: 2.776 sd / sqrt(5)
     mean, low, high = mean_interval(np.repeat([[0], [0], [1], [1], [1]], 9, 1))
     assert (mean, low, high) == pytest.approx((0.6, 0.6 - 2.776445 * 0.3 ** 0.5 / 5 ** 0.5, 1))
@@ -626,7 +645,8 @@ def test_formats(tables, tmp_path):
     assert {row["task"] for row in rows if row["seed"]} == {"CB", "COPA"}
     teacher = next(row for row in rows if row["task"] == "CB" and row["row"] == "teacher")
     assert teacher == {"task": "CB", "metric": "acc", "row": "teacher", "seed": "42", "percent": "75.0",
-                       "correct": "30", "total": "40", "paper_percent": "83.9", "same_run_as": ""}
+                       "correct": "30", "total": "40", "paper_percent": "83.9", "same_run_as": "",
+                       "quiz_size": "", "max_train": ""}
     tex = tables(records, "--format", "tex")[1]
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 9
     assert "Teacher & missing & 75.3 & 75.0 ± 0.0 & 83.9" in tex

@@ -60,8 +60,8 @@ def main_table(found, table):
     header, lines = ["row"], []
     for column, metric in table["columns"]:
         all_have = f" (n = {max(seeds[column])})" if len(seeds[column]) == 1 else ""
-        header += [f"{column} {METRIC_NAMES.get(metric, metric)}{all_have}",
-                   *["paper"] * bool(table["values"])]
+        said = metric if table["values"] else METRIC_NAMES[metric]  # the paper's word for it, or ours
+        header += [f"{column} {said}{all_have}", *["paper"] * bool(table["values"])]
     for name in ROWS:
         line = [label_of(name)]
         for position, (column, metric) in enumerate(table["columns"]):

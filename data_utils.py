@@ -5,6 +5,7 @@ unlabelled. MNLI has two of dev and of test, and may have the diagnostic set `ax
 raises InputError, which names file:line, what was found and expected.
 """
 import csv
+import glob
 import hashlib
 import io
 import itertools
@@ -22,7 +23,17 @@ import torch
 from arguments import resolve_protocol, written
 from bookkeeping.errors import InputError, one_line, shown
 from bookkeeping.files import LFS_POINTER
-from tasks import BENCHMARKS, TASKS, Task, described_tasks, find_task, protocol_task, tasks_of
+from tasks import (
+    BENCHMARKS,
+    DESCRIPTION,
+    TASKS,
+    Task,
+    descriptions,
+    find_task,
+    protocol_task,
+    read_description,
+    tasks_of,
+)
 
 # --- randomness ---------------------------------------------------------------------------------------------
 
@@ -172,6 +183,11 @@ def read_jsonl(path, task):
         yield where, {**record, **(inner or {})}
 
 
+def read_jsonl_layout(path, task):
+    """read_jsonl, columns named as the task names them."""
+    return rename(read_jsonl(path, task), task)
+
+
 IDX_COLUMNS = ("idx", "id", "index")  # what a .tsv's column with idx may be called
 
 
@@ -249,11 +265,11 @@ def read_described(path, task):
         options = {"cache_dir": cache, "keep_in_memory": True}
         try:
             if columns is None:
-                rows = Dataset.from_parquet(str(path), **options)
+                rows = Dataset.from_parquet(glob.escape(str(path)), **options)
             else:  # a text stays what it is: no number, date or gap is made of it
                 texts = Features({name: Value("string") for name in columns})
-                rows = Dataset.from_csv(str(path), features=texts, keep_default_na=False,
-                                        encoding="utf-8-sig", **form, **options)
+                rows = Dataset.from_csv(glob.escape(str(path)), features=texts, names=columns, header=0,
+                                        keep_default_na=False, encoding="utf-8-sig", **form, **options)
         # pandas and pyarrow say in many ways that a file is not what its name says
         except Exception as error:
             reason = one_line(error.__cause__ or error)
@@ -267,8 +283,15 @@ def check_columns(path, **form):
     """(the names of a .csv's columns, whether there are rows). InputError where one stands twice, or the
     first row has another number of cells than the header, which pandas would make sense of in its own way."""
     text = "\n".join(line for _, line in open_lines(path))
-    found = (row for row in csv.reader(io.StringIO(text), **form) if row)
-    header, *rows = [*itertools.islice(found, 2)] or [[]]
+    csv.field_size_limit(2 ** 31 - 1)
+    found = (row for row in csv.reader(io.StringIO(text, newline=""), **form) if row)
+    try:
+        header, *rows = [*itertools.islice(found, 2)] or [[]]
+    except csv.Error as error:
+        raise InputError(f"{path}:1: its header or first row cannot be read ({error}); expected columns with"
+                         " a header, and lines that end in a line feed") from None
+    # pandas writes its index without a name
+    header = [name or f"column {number}" for number, name in enumerate(header, 1)]
     for name in header:
         if header.count(name) > 1:
             raise InputError(f"{path}:1: column {shown(name)} stands twice, expected once; remove one of"
@@ -284,7 +307,8 @@ def rename(records, task):
     the task has none."""
     for number, (where, record) in enumerate(records):
         for there, name in task.layout.columns.items():
-            if there != name and there in record:
+            # what a description says wins; names of other layouts are for records that lack the field
+            if there != name and there in record and (task.description or name not in record):
                 record[name] = record.pop(there)
         if task.layout.numbered:
             record.setdefault("idx", number)
@@ -301,8 +325,8 @@ def parse_field(record, name, kind, where):
         raise InputError(f"{where}: field {name!r} missing or null, found {', '.join(map(shown, record))}")
     if kind is int and isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value.strip()):
         value = int(value)
-    if kind is float and (isinstance(value, int) or NUMBER.fullmatch(str(value).strip())):
-        value = value if isinstance(value, bool) else float(value)
+    if kind is float and not isinstance(value, bool) and NUMBER.fullmatch(str(value).strip()):
+        value = float(value)
     if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and abs(value) >= 2 ** 63):
         expected = {str: "text", int: "a whole number", float: "a number"}[kind]
         raise InputError(f"{where}: field {name!r}: {shown(value)} found, expected {expected}")
@@ -396,7 +420,7 @@ def task_folder(data_dir, task):
 
 PARTS = ("train", "quiz", "dev", "dev_mismatched", "test", "test_mismatched", "ax")
 LABELLED = ("dev", "dev_mismatched")  # those that must be there where they are asked for
-LAYOUTS = (("jsonl", read_jsonl, {"train": "train", "dev": "val", "test": "test"}),
+LAYOUTS = (("jsonl", read_jsonl_layout, {"train": "train", "dev": "val", "test": "test"}),
            ("tsv", read_tsv, {"train": "train", "quiz": "held", "dev": "dev", "test": "test"}))
 
 
@@ -435,6 +459,9 @@ def read_task(task, data_dir, parts, text_case="as_is"):
             f"--data_dir {data_dir}: no folder {task.name} found, expected {task.name}/train.jsonl (official"
             f" layout of SuperGLUE) or {task.name}/train.tsv (of GLUE); give the folder that holds the task"
             " folders")
+    if task.description is None and (folder / DESCRIPTION).is_file():
+        raise InputError(f"{folder / DESCRIPTION}: found in the folder of {task.name}, which is a task of"
+                         " this project and needs none; remove it, or give the folder another name")
     layouts = files_of(task, folder)
     found = next(((read, paths) for read, paths in layouts if paths["train"].is_file()), None)
     if found is None:
@@ -536,16 +563,18 @@ def curriculum_tasks(names, main_task, data_dir):
     if data_dir != "hub" and not Path(data_dir).is_dir():
         raise InputError(f"--data_dir {data_dir}: no such folder; expected a folder that holds"
                          f" {main_task.name}/")
-    known = {**TASKS, **described_tasks(data_dir)}
     if names:
-        wanted = {find_task(name, "--tasks", data_dir).name for name in names}
+        found = [find_task(name, "--tasks", data_dir) for name in names]
+    elif main_task.description:
+        found = [read_description(path) for path in descriptions(data_dir).values()]
     else:
-        benchmarks = [tasks_of(benchmark) for benchmark in main_task.benchmarks]
+        benchmarks = main_task.benchmarks
         if data_dir == "hub":  # a task of two benchmarks: the one whose repository it is read from
             benchmarks = benchmarks[:1]
-        fellows = sum(benchmarks, []) or [name for name, task in known.items() if task.description]
-        wanted = {name for name in fellows if data_dir == "hub" or has_training_file(data_dir, known[name])}
-    return [task for name, task in known.items() if name in wanted | {main_task.name}]
+        fellows = [TASKS[name] for benchmark in benchmarks for name in tasks_of(benchmark)]
+        found = [task for task in fellows if data_dir == "hub" or has_training_file(data_dir, task)]
+    known = {task.name: task for task in (*found, main_task)}
+    return [known[name] for name in (*TASKS, *sorted(known.keys() - TASKS.keys())) if name in known]
 
 
 # --- train and quiz -----------------------------------------------------------------------------------------
@@ -758,6 +787,7 @@ def load_task(task, data_dir, tokenizer, max_seq_length, split_seed, quiz_batch_
             unread = unread_fields(examples[name][0].notes)
             raise InputError(f"{examples[name][0].where}: no label found, expected every {name} example to"
                              f" have one{unread and f'; fields not read: {unread}'}")
+    broken = whole[0].notes.pop("broken", 0)  # of the file, whichever part its first example becomes one of
     trained_on = {tuple(example.pairs) for example in whole}
     for example in sum((examples[name] for name in examples if name != "train"), []):
         if tuple(example.pairs) in trained_on:
@@ -768,6 +798,8 @@ def load_task(task, data_dir, tokenizer, max_seq_length, split_seed, quiz_batch_
         examples |= {"train": [whole[n] for n in train], "quiz": [whole[n] for n in quiz]}
     for name, limit, what in (("train", max_train, "over_max_train"), ("quiz", quiz_size, "over_quiz_size")):
         examples[name] = at_most(task, examples[name], limit, split_seed, what)
+    if broken:
+        examples["train" if "train" in parts else "quiz"][0].notes["broken"] = broken
     if len(examples["quiz"]) < quiz_batch_size:
         raise InputError(f"--val_dataloader_size {quiz_batch_size}: {task.name} has {len(examples['quiz'])}"
                          f" quiz examples (from {source}), expected at least one whole batch; lower it or"

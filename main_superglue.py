@@ -7,11 +7,14 @@ The run's folder (--output_dir) ends with result.json, predictions and the disti
 are kept under --phase_dir and reused by runs to which they apply.
 """
 import copy
+import json
+import shlex
 import shutil
 import sys
 from argparse import Namespace
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 from arguments import PATHS, Protocol, loss_name, parse_arguments, part_of_the_run, resolve_protocol
 from bookkeeping.screen import escape_unprintable
@@ -27,6 +30,7 @@ from safetensors.torch import save_file
 
 from bookkeeping.checkpoints import Checkpoints, open_checkpoints
 from bookkeeping.errors import InputError, Stopped, TrainingError
+from bookkeeping.export import describe_export, names_of_labels, write_export
 from bookkeeping.files import check_folder, lock
 from bookkeeping.finished import finished_result
 from bookkeeping.identity import describe_code, identity_of
@@ -58,7 +62,7 @@ from meta_policy import (
     train_meta_teacher,
     train_teacher,
 )
-from metrics import describe_labels, row_of, write_predictions
+from metrics import describe_labels, row_of, spoken, write_predictions
 from models import (
     FrozenEncoder,
     Heads,
@@ -90,9 +94,15 @@ def run(args):
             print(f"{args.output_dir} holds this run, finished; nothing to do")
             say_result(finished, args.output_dir, print)
             send_finished(inputs, finished)
-            return 0
+            return exit_code_of(finished)
         with open_experiment(inputs, again=finished is not None) as lab:
             return four_phases(lab)
+
+
+def exit_code_of(result):
+    """0, or 1 where an export is not what the run made of it: a fault of this project."""
+    exports = result.get("exports", {})  # results that are older have none
+    return int(any(export["verified"] is False for export in exports.values()))
 
 
 def four_phases(lab):
@@ -267,13 +277,13 @@ def follow_curriculum(lab, teacher, student, meta_teacher):
     best = train_curriculum(model, meta_teacher.heads, policy, teacher.outputs, inputs.quiz, inputs.task.name,
                             settings, lab.evaluator(lab.predictor(model)), lab.streams("mpdistil"), lab.log,
                             lab.log.saver)
-    save_model(model, lab.log.path / "models" / "student", names, inputs.checkpoints.tokenizer)
-    save_file({name: value.detach().cpu() for name, value in policy.state_dict().items()},
-              lab.log.path / "models" / "policy.safetensors", metadata={"actions": " ".join(names)})
     answers = {split: best.answers.get(split) or lab.answer(lab.predictor(model), inputs.data[split])
                for split in inputs.answered}
     name = "no_curriculum" if args.curriculum == "main_task" else "mpdistil"
     lab.write_row(name, "mpdistil", lab.log.seconds_of_episodes(), answers, {"episode": best.index})
+    lab.export("student", name, model)
+    save_file({name: value.detach().cpu() for name, value in policy.state_dict().items()},
+              lab.log.path / "models" / "policy.safetensors", metadata={"actions": " ".join(names)})
 
 
 class Alternation:
@@ -335,7 +345,8 @@ class Inputs:
         """{what: checksum or summary} of all that is read."""
         return {**{f"{self.task.name}/{name}": split.summary() for name, split in self.data.items()},
                 **{f"{name}/quiz": split.summary() for name, split in self.quiz.items()},
-                **{f"{task.name}/{DESCRIPTION}": task.description for task in self.tasks if task.description},
+                **{f"{task.name}/{DESCRIPTION}": task.description_sha256
+                   for task in self.tasks if task.description},
                 "teacher_model": self.checkpoints.teacher_sha256,
                 "student_model": self.checkpoints.student_sha256}
 
@@ -408,13 +419,14 @@ def open_experiment(inputs, again=False):
 class Experiment:
     """The checked inputs, the run's folder, the store of finished phases, and what the phases share.
     probe: what was tried on the encoders, and found; alternated: where phases 2 and 3 take turns, what they
-    made; code: {phase: what its result hangs on}."""
+    made; code: {phase: what its result hangs on}; exports: {folder in models/: what became of it}."""
     inputs: Inputs
     log: RunFolder
     store: PhaseStore
     probe: dict = field(default_factory=dict)
     alternated: Alternation | None = None
     code: dict = field(default_factory=dict)
+    exports: dict = field(default_factory=dict)
 
     @property
     def device(self):
@@ -461,7 +473,7 @@ class Experiment:
         `others`."""
         task, data = self.inputs.task, self.inputs.data
         read = {name: data[name].encoded_checksum() for name in (*splits, *self.inputs.evaluated)}
-        described = [task.description] if task.description else []
+        described = [task.description_sha256] if task.description else []
         return {"task": [task.name, task.kind, task.outputs, *task.metrics, *described], **read, **others}
 
     def open(self, name, function, settings, reads, **more):
@@ -539,19 +551,41 @@ class Experiment:
                   if split in LABELLED and data[split].labelled}
         self.log.add_row(name, phase, seconds, {"dev": None, **scored})
 
+    def export(self, folder, row, model):
+        """models/<folder>: a model of a row as plain transformers opens it."""
+        args, inputs, task = self.inputs.args, self.inputs, self.inputs.task
+        where, config, dev = self.log.path / "models" / folder, model.encoder.body.config, self.log.rows[row]
+        scored = f"{spoken(dev['dev'])}" if dev["dev"] else "not scored, dev has no labels"
+        facts = {"task": task.name, "kind": task.kind, "row": row, "fields": list(task.fields),
+                 "labels": names_of_labels(task) if task.rules.labels.counts else None,
+                 "description": task.description and json.loads(task.description),
+                 "model": type(model.encoder.body).__name__, "layers": config.num_hidden_layers,
+                 "encoder": Path(args.student_model if row != "teacher" else args.teacher_model).name,
+                 "protocol": args.protocol, "protocol_choices": asdict(inputs.protocol),
+                 "loss": loss_name(args), "reward": args.reward_function, "curriculum": args.curriculum,
+                 "seed": args.seed, "precision": args.precision, "max_seq_length": args.max_seq_length,
+                 "head_dropout": args.head_dropout, "scored": scored,
+                 "command": shlex.join(["python", *self.log.environment["command"]]),
+                 "commit": self.log.environment["git_commit"]}
+        self.exports[folder] = write_export(model, task, inputs.data["dev"], where,
+                                            inputs.checkpoints.tokenizer, facts)
+        self.log.say(describe_export(where, self.exports[folder]))
+
     def finish(self):
-        """Write result.json. Returns exit code 0."""
-        args, inputs, dev = self.inputs.args, self.inputs, self.inputs.data["dev"]
+        """Write result.json. Returns the exit code."""
+        args, inputs = self.inputs.args, self.inputs
         facts = {"task": inputs.task.name, "kind": inputs.task.kind, "metrics": list(inputs.task.metrics),
                  "protocol": args.protocol, "set": args.set,
                  "protocol_choices": asdict(inputs.protocol), "loss": loss_name(args),
                  "reward": args.reward_function, "curriculum": args.curriculum, "seed": args.seed,
                  "teacher_model": args.teacher_model, "student_model": args.student_model,
                  "nlayers": args.nlayers, "select_on": args.select_on,
-                 "dev_labels": describe_labels(dev) if dev.labelled else None,
+                 **{f"{name}_labels": describe_labels(split) if split.labelled else None
+                    for name, split in inputs.data.items() if name in LABELLED},
                  "data": inputs.summary, "probe": self.probe, "stopped_after": args.stop_after,
-                 "code": self.code}
-        return self.log.finish(facts, self.store.phases)
+                 "code": self.code, "exports": self.exports}
+        self.log.finish(facts, self.store.phases)
+        return exit_code_of(facts)
 
 
 def main(args):

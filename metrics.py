@@ -94,7 +94,7 @@ def spoken(figures):
     if "correct" in figures:
         return f"{figures['correct']}/{figures['total']}"
     constant = f" (constant {figures['constant']})" if "constant" in figures else ""
-    name = next(name for name in METRICS if name in figures)
+    name = next(name for name in figures if name in METRICS)  # the task's first one
     return f"{METRIC_NAMES[name]} {100 * figures[name]:.1f}{constant}"
 
 

@@ -1,14 +1,18 @@
 """Encoders with heads: teacher, student, meta-teacher heads; how they are loaded, cut and saved; a frozen
 encoder's outputs."""
+import copy
 import inspect
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoConfig, AutoModel
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging as transformers_logging
 
 from data_utils import batches_by_length, derive_seed, seeded_generator
@@ -19,38 +23,125 @@ transformers_logging.disable_progress_bar()
 
 HEAD_DROPOUT = 0.1
 HEADS_FILE = "heads.safetensors"
+OWN_POOLER = "own_pooler"  # in HEADS_FILE: of a body that lies there in a class that has no place for it
 
 
 # --- modules ------------------------------------------------------------------------------------------------
 
 class Pooler(nn.Module):
-    """dense + tanh on the first token, for encoders that bring no pooler (METHOD.md "Model", choice)."""
+    """dense + tanh on the first token, for encoders whose family has neither a pooler nor a classifier
+    (METHOD.md "Model", choice)."""
 
-    def __init__(self, hidden_size):
+    def __init__(self, config):
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, states):
-        return torch.tanh(self.dense(states[:, 0]))
+    def forward(self, out, batch):
+        return torch.tanh(self.dense(out.last_hidden_state[:, 0]))
+
+
+class Given(nn.Module):
+    """Stands for the encoder within a classifier: gives the output that it was given."""
+
+    def forward(self, *args, **kwargs):
+        return self.out
+
+
+class States(BaseModelOutputWithPooling):
+    """An encoder's output that has nothing but what it was made of."""
+
+    def __getattr__(self, name):
+        return None
+
+
+class FamilyPooler(nn.Module):
+    """What the family's own ...ForSequenceClassification computes between the encoder's output and its last
+    linear layer, without its dropout (the heads have theirs): ELECTRA's dense + gelu, DistilBERT's dense +
+    ReLU, ModernBERT's dense + activation + norm. Weights are drawn as the family draws them. ValueError where
+    there is no such class."""
+
+    def __init__(self, config):
+        super().__init__()
+        whole = bare_classifier(AutoModelForSequenceClassification, copy.deepcopy(config))
+        setattr(whole, whole.base_model_prefix, Given())
+        self.whole = whole.to_empty(device="cpu")
+        for module in self.whole.modules():
+            whole._init_weights(module)
+        for name, module in list(whole.named_modules()):
+            if isinstance(module, nn.Dropout) or name == last_linear(whole):
+                whole.set_submodule(name, nn.Identity())
+
+    def forward(self, out, batch):
+        getattr(self.whole, self.whole.base_model_prefix).out = out
+        return self.whole(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+
+    @torch.no_grad()
+    def computes(self, dense):
+        """Whether it is dense + tanh on the first token, with the weights of `dense` in its dense layer."""
+        width = dense.weight.shape[0]
+        square_linear(self, width).load_state_dict(dense.state_dict())
+        states = torch.linspace(-1, 1, 6 * width, dtype=dense.weight.dtype).view(2, 3, width)
+        mask = torch.ones(2, 3, dtype=torch.int64)
+        found = self(States(last_hidden_state=states), Inputs(mask, mask))
+        expected = torch.tanh(F.linear(states[:, 0], dense.weight, dense.bias))
+        return torch.allclose(found, expected, atol=1e-6)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The part of a Batch that a FamilyPooler reads."""
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+
+
+def bare_classifier(auto, config):
+    """A model of one of transformers' classes for tasks, without weights. ValueError where the family has
+    none."""
+    with torch.device("meta"):
+        return auto.from_config(config, trust_remote_code=False)
+
+
+def last_linear(classifier):
+    """The name of the linear layer that gives the outputs, the last one outside the encoder."""
+    return [name for name, module in classifier.named_modules() if isinstance(module, nn.Linear)
+            and not name.startswith(f"{classifier.base_model_prefix}.")][-1]
+
+
+def square_linear(module, size):
+    """The last nn.Linear(size, size) of a module; None without one."""
+    found = [layer for layer in module.modules()
+             if isinstance(layer, nn.Linear) and layer.weight.shape == (size, size)]
+    return found[-1] if found else None
 
 
 def own_dense(body):
     """The nn.Linear(hidden, hidden) of a body's own pooler: `pooler.dense` (BERT), `pooler` itself (ALBERT,
     BigBird). None where it has no pooler, or one without such a layer (MobileBERT's may only pass on)."""
-    size, pooler = body.config.hidden_size, getattr(body, "pooler", None) or nn.Identity()
-    found = [layer for layer in pooler.modules()
-             if isinstance(layer, nn.Linear) and layer.weight.shape == (size, size)]
-    return found[-1] if found else None
+    return square_linear(getattr(body, "pooler", None) or nn.Identity(), body.config.hidden_size)
+
+
+def pooler_for(body):
+    """The module that makes the pooled output of a body's: what its family's classifier feeds to its last
+    layer. None: the body's own pooler, which is read there (BERT), or does the same (RoBERTa)."""
+    own = own_dense(body)
+    try:
+        family = FamilyPooler(body.config)
+    except ValueError:  # transformers' own way to say that the family has none
+        family = None
+    if family is None or square_linear(family, body.config.hidden_size) is None:
+        return Pooler(body.config) if own is None else None
+    return None if own is not None and family.computes(own) else family
 
 
 class Encoder(nn.Module):
-    """A pre-trained encoder and its pooler: the body's own, whatever its form, else ours. With bf16 its
+    """A pre-trained encoder and its pooler: the body's own, its family's or ours (pooler_for). With bf16 its
     arithmetic is bfloat16, its weights and outputs float32."""
 
     def __init__(self, body, bf16=False):
         super().__init__()
         self.body, self.bf16 = body, bf16
-        self.pooler = Pooler(body.config.hidden_size) if own_dense(body) is None else None
+        with torch.random.fork_rng(devices=[]):  # its weights may be drawn, and are mostly read afterwards
+            self.pooler = pooler_for(body)
         takes = inspect.signature(body.forward).parameters
         self.takes_types = "token_type_ids" in takes and (getattr(body.config, "type_vocab_size", 0) or 0) > 1
         self.takes_global = "global_attention_mask" in takes
@@ -58,7 +149,14 @@ class Encoder(nn.Module):
     @property
     def pooler_weight(self):
         """(hidden, hidden): the weight that the curriculum's state is read from."""
-        return (own_dense(self.body) if self.pooler is None else self.pooler.dense).weight
+        return self.dense.weight
+
+    @property
+    def dense(self):
+        """The pooler's nn.Linear(hidden, hidden)."""
+        if self.pooler is None:
+            return own_dense(self.body)
+        return square_linear(self.pooler, self.body.config.hidden_size)
 
     def forward(self, batch, layers=False):
         """pooled: (rows, hidden); with `layers` also the [CLS] states of layers 1..n-1: (n - 1, rows,
@@ -73,7 +171,7 @@ class Encoder(nn.Module):
         with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             out = self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
                             output_hidden_states=layers, **more)
-            pooled = out.pooler_output if self.pooler is None else self.pooler(out.last_hidden_state)
+            pooled = out.pooler_output if self.pooler is None else self.pooler(out, batch)
         dtype = self.pooler_weight.dtype
         if not layers:
             return pooled.to(dtype), None
@@ -203,14 +301,16 @@ def load_heads(heads, folder, tasks):
         heads.linear[name].load_state_dict({key: stored[f"{name}.{key}"] for key in ("weight", "bias")})
 
 
-def save_model(model, folder, tasks, tokenizer):
+def save_model(model, folder, tasks, tokenizer, own_pooler=False):
     """A folder that AutoModel and AutoTokenizer load, with the heads of `tasks` beside it (heads.safetensors;
-    there too state_predictor and, if the architecture has no pooler, ours)."""
+    there too state_predictor and the pooler, if it is not the architecture's own, or with own_pooler)."""
     model.encoder.body.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     extra = {f"state_predictor.{key}": value for key, value in model.state_predictor.state_dict().items()}
     if model.encoder.pooler is not None:
         extra |= {f"pooler.{key}": value for key, value in model.encoder.pooler.state_dict().items()}
+    elif own_pooler:
+        extra |= {f"{OWN_POOLER}.{key}": value for key, value in model.encoder.dense.state_dict().items()}
     save_heads(model.heads, folder, tasks)
     path = Path(folder) / HEADS_FILE
     save_file({**load_file(path), **{key: value.detach().cpu().contiguous() for key, value in extra.items()}},
@@ -218,16 +318,17 @@ def save_model(model, folder, tasks, tokenizer):
 
 
 def has_pooler(folder):
-    """Whether save_model wrote our pooler into the folder."""
+    """Whether save_model wrote a pooler beside the body into the folder."""
     path = Path(folder) / HEADS_FILE
-    return path.is_file() and "pooler.dense.weight" in load_file(path)
+    return path.is_file() and any(name.startswith(("pooler.", OWN_POOLER)) for name in load_file(path))
 
 
 def load_pooler(encoder, folder):
-    """Read our pooler, where the encoder has ours, from what save_model wrote."""
-    if encoder.pooler is not None:
-        stored = load_file(Path(folder) / HEADS_FILE)
-        encoder.pooler.load_state_dict({key: stored[f"pooler.{key}"] for key in encoder.pooler.state_dict()})
+    """Read the pooler, where it lies beside the body, from what save_model wrote."""
+    prefix, module = ("pooler", encoder.pooler) if encoder.pooler is not None else (OWN_POOLER, encoder.dense)
+    stored = load_file(Path(folder) / HEADS_FILE)
+    if prefix == "pooler" or f"{OWN_POOLER}.weight" in stored:
+        module.load_state_dict({key: stored[f"{prefix}.{key}"] for key in module.state_dict()})
 
 
 def load_weights(model, folder, tasks):

@@ -4,6 +4,7 @@ describes.
 A new task is one more entry of TASKS, or a task.json beside its data. Whatever hangs on the kind of a task
 (its loss, p(y|x), what counts as its answer and as right) stands in KINDS and nowhere else.
 """
+import functools
 import hashlib
 import json
 import math
@@ -122,9 +123,9 @@ def build_wsc(record, notes):
 
 def label_spellings(task):
     """{lower-case text: class number} of everything that stands for a label of the task."""
-    spellings = {str(label).lower(): number for number, label in enumerate(task.labels)}
-    if set(task.labels) == {False, True}:
-        spellings |= {"0": 0, "1": 1}
+    spellings = {str(label).strip().lower(): number for number, label in enumerate(task.labels)}
+    spellings |= {str(int(label)): number for number, label in enumerate(task.labels)
+                  if isinstance(label, bool)}
     return spellings | {name: number for number, name in enumerate(task.label_names)}
 
 
@@ -172,7 +173,7 @@ def parse_number(value, task):
         return None
     try:
         number = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if number == -1 and not low <= -1 <= high:
         return None
@@ -181,9 +182,17 @@ def parse_number(value, task):
     return number
 
 
+def is_number(value):
+    """Whether a value of JSON is a finite number that a float can hold."""
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(float(value))
+    except OverflowError:
+        return False
+
+
 def read_number(value, task):
     """The number of an answer in a prediction file."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    if not is_number(value):
         raise InputError(f"label {json.dumps(value):.80} found, expected a number")
     return float(value)
 
@@ -346,7 +355,7 @@ class Task:
     choice, and may count things to report in notes. official: rows of the official files, by split. kind: of
     KINDS. metrics: the first one selects. label_names: what else the labels may be called, in lower case and
     in their order (the hub's names). label_range: lowest and highest label of a regression. benchmarks: it
-    belongs to, of BENCHMARKS. description: checksum of the task.json that describes it.
+    belongs to, of BENCHMARKS. description: the content of the task.json that describes it.
     """
     name: str
     fields: dict
@@ -366,6 +375,11 @@ class Task:
     def rules(self):
         """The Kind of the task."""
         return KINDS[self.kind]
+
+    @property
+    def description_sha256(self):
+        """Of the description, whatever its form; None without one."""
+        return self.description and hashlib.sha256(self.description.encode()).hexdigest()
 
     @property
     def rows(self):
@@ -424,7 +438,9 @@ TASKS = {task.name: task for task in (
     Task("QQP", {"question1": str, "question2": str}, (0, 1), (0, 1), build_pair("question1", "question2"),
          rows_of(363846, 40430, 390965), metrics=("accuracy", "f1_binary"),
          label_names=("not_duplicate", "duplicate"), benchmarks=GLUE,
-         layout=Layout(columns={"is_duplicate": "label"}, ignored=("qid1", "qid2"), skips_broken=True)),
+         # named by row, as on the hub: `id` is the row in test alone
+         layout=Layout(columns={"is_duplicate": "label", "id": "row"}, ignored=("row", "qid1", "qid2"),
+                       numbered=True, skips_broken=True)),
     Task("SST-2", {"sentence": str}, (0, 1), (0, 1), build_single("sentence"), rows_of(67349, 872, 1821),
          label_names=("negative", "positive"), benchmarks=GLUE, layout=Layout(numbered=True)),
     Task("STS-B", SENTENCES, (), (), build_pair("sentence1", "sentence2"), rows_of(5749, 1500, 1379),
@@ -456,11 +472,15 @@ def tasks_of(benchmark):
 
 
 def find_task(name, flag="--task", data_dir=None):
-    """The table's entry for `name` in any case, or the task that a task.json in data_dir describes."""
-    described = described_tasks(data_dir)
-    for task in (*TASKS.values(), *described.values()):
-        if task.name.lower() == name.lower():
-            return task
+    """The table's entry for `name` in any case, or the task that a task.json in data_dir describes. No other
+    description is read."""
+    described = descriptions(data_dir)
+    for known in TASKS:
+        if known.lower() == name.lower():
+            return TASKS[known]
+    for known, path in described.items():
+        if known.lower() == name.lower():
+            return read_description(path)
     raise InputError(f"{flag}: {name!r} found, expected one of {', '.join([*TASKS, *described])}, or the name"
                      f" of a folder in --data_dir with a {DESCRIPTION}")
 
@@ -474,35 +494,39 @@ KEYS = {  # of a description: whether it must be there, and what it is
     "kind": (True, str), "fields": (True, dict), "inputs": (False, list), "choices": (False, list),
     "labels": (False, list), "range": (False, list), "metrics": (False, list), "files": (True, dict),
     "label": (False, str), "idx": (False, str)}
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")  # it stands in paths, and in one word of a sweep's commands
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")  # stands in paths and commands, names a part of the model
 
 
-def described_tasks(data_dir):
-    """{name: Task} of the folders in data_dir that have a task.json, in the order of their names. InputError
-    where one cannot be used."""
+def descriptions(data_dir):
+    """{name: path} of the task.json files in the folders of data_dir, in the order of their names."""
     if data_dir in (None, "hub") or not Path(data_dir).is_dir():
         return {}
-    found = sorted(Path(data_dir).glob(f"*/{DESCRIPTION}"))
-    return {path.parent.name: read_description(path) for path in found}
+    return {path.parent.name: path for path in sorted(Path(data_dir).glob(f"*/{DESCRIPTION}"))}
 
 
 def read_description(path):
     """The Task of a task.json, whose folder's name is the task's. InputError names the key."""
-    path, name = Path(path), Path(path).parent.name
-
-    def refuse(what, expected):
-        raise InputError(f"{path}: {what} found, expected {expected} (docs/TASKS.md)")
-
+    path = Path(path)
     try:
         given = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_doubles)
     except UnicodeDecodeError as error:
-        refuse(f"byte {error.start} that is not UTF-8", "a JSON object in UTF-8")
+        refuse_description(path, f"byte {error.start} that is not UTF-8", "a JSON object in UTF-8")
     except (ValueError, RecursionError) as error:
-        refuse(f"no JSON ({error})", "a JSON object")
+        refuse_description(path, f"no JSON ({error})", "a JSON object")
+    return described_task(path.parent.name, given, path)
+
+
+def refuse_description(path, what, expected):
+    raise InputError(f"{path}: {what} found, expected {expected} (docs/TASKS.md)")
+
+
+def described_task(name, given, path):
+    """The Task of a description. path: of the file that it is from, for messages."""
+    refuse = functools.partial(refuse_description, path)
     if any(task.name.lower() == name.lower() for task in TASKS.values()):
         refuse(f"a description of {name}, which is a task of this project,", "a folder with another name")
-    if not NAME.fullmatch(name):
-        refuse(f"a folder named {name!r}", "a name of letters, digits, '.', '_', '+' and '-'")
+    if not NAME.fullmatch(name) or hasattr(torch.nn.ModuleDict, name):
+        refuse(f"a folder named {name!r}", "a name of letters, digits, '_', '+' and '-', such as News")
     if not isinstance(given, dict):
         refuse(type(given).__name__, "a JSON object")
     for key in given:
@@ -536,11 +560,10 @@ def read_description(path):
         build_pair(*inputs) if len(inputs) == 2 else build_single(*inputs))
     low_high = tuple(float(end) for end in given["range"]) if "range" in given else None
     columns = {label: "label", **({idx: "idx"} if idx else {})}
-    text = json.dumps(given, sort_keys=True)
     layout = Layout(columns=columns, numbered=idx is None, files=given["files"])
     return Task(name, fields, labels, labels, build, kind=given["kind"], metrics=metrics,
                 label_range=low_high, benchmarks=(), layout=layout,
-                description=hashlib.sha256(text.encode()).hexdigest())
+                description=json.dumps(given, sort_keys=True))
 
 
 def without_doubles(pairs):
@@ -570,9 +593,7 @@ def check_kind(given, inputs, choices, refuse):
                    "at least two texts or whole numbers that differ, in any case")
     else:
         ends = given["range"]
-        numbers = all(isinstance(end, (int, float)) and not isinstance(end, bool) and math.isfinite(end)
-                      for end in ends)
-        if len(ends) != 2 or not numbers or not ends[0] < ends[1]:
+        if len(ends) != 2 or not all(map(is_number, ends)) or not ends[0] < ends[1]:
             refuse(f"key 'range': {shown(ends)}", "two numbers, the smaller one first")
     if kind.choices:
         if len(inputs) > 1 or len(choices) != len(labels):

@@ -249,7 +249,8 @@ def probe_checkpoint(folder, flag, tokenizer, max_seq_length, encoding, nlayers=
     facts["pooled"] = pooled_output(encoder, folder, info["unexpected_keys"])
     if whole is not None:
         facts |= {"cut_from": len(whole) - 1, "last_norm": same_layers(encoder, states, whole, where)}
-    return sorted(info["missing_keys"]), facts, states
+    drawn = [name for name in info["missing_keys"] if not (has_pooler(folder) and name.startswith("pooler."))]
+    return sorted(drawn), facts, states
 
 
 def load_checked(folder, where, nlayers=None):

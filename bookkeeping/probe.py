@@ -15,7 +15,7 @@ from torch import nn
 
 from bookkeeping.errors import InputError, one_line
 from data_utils import Example, encode_split
-from models import has_pooler, own_dense
+from models import FamilyPooler, Pooler, has_pooler, own_dense
 from tasks import TASKS
 
 EXAMPLE = ("The street is wet", "It has rained")
@@ -191,7 +191,8 @@ def pools_with_its_own(probe, batch):
         if not called:
             probe.refuse("its pooled output does not come from the dense layer of its pooler, which the "
                          "curriculum's state is read from; choose another encoder")
-    elif list((getattr(body, "pooler", None) or nn.Identity()).parameters()):
+    elif isinstance(probe.encoder.pooler, Pooler) and list(
+            (getattr(body, "pooler", None) or nn.Identity()).parameters()):
         probe.refuse(f"its {type(body.pooler).__name__} has no dense layer (hidden, hidden), which the "
                      "curriculum's state is read from; choose another encoder")
 
@@ -298,9 +299,11 @@ def pooled_output(encoder, folder, unexpected):
     part of the model."""
     if encoder.pooler is None:
         return "its own pooler"
-    lost = [name for name in sorted(unexpected) if "pooler" in name]
-    return ("without pooler: dense + tanh on the first token, "
-            + ("read from heads.safetensors" if has_pooler(folder) else "drawn at random")
+    stored = has_pooler(folder)
+    lost = [name for name in sorted(unexpected) if "pooler" in name and not stored]
+    what = "that of its family's classifier" if isinstance(encoder.pooler, FamilyPooler) else (
+        "without pooler: dense + tanh on the first token")
+    return (f"{what}, {'read from heads.safetensors' if stored else 'drawn at random'}"
             + (f"; the checkpoint's {', '.join(lost)}: no part of {type(encoder.body).__name__}, left out"
                if lost else ""))
 

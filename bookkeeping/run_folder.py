@@ -182,7 +182,7 @@ class RunFolder:
 
     def finish(self, facts, phases):
         """Write where the phases lie and, last, result.json; say the rows. facts: what the result says of the
-        run besides; phases: {name: Phase}. Returns exit code 0."""
+        run besides; phases: {name: Phase}."""
         self.metrics.close()
         self.trajectories.close()
         here = self.path.resolve()  # else the way from a link to a folder leads nowhere
@@ -207,7 +207,6 @@ class RunFolder:
         self.tracker.send_file(self.path / "metrics.jsonl")  # and the episodes that a saved state has reached
         self.tracker.finish(result)
         say_result(result, self.path, self.say)
-        return 0
 
 
 def open_logger(path):
@@ -258,11 +257,19 @@ def describe_inputs(inputs, drawn):
                + (f", without {', '.join(names)}, drawn at random" if names else ""))
 
 
+def limits_of(data):
+    """Texts that say which splits were not read whole. data: of result.json."""
+    return [f"{name} {split['examples']} of {split['examples'] + split[f'over_{flag}']} (--{flag})"
+            for name, split in data.items() for flag in ("quiz_size", "max_train")
+            if isinstance(split, dict) and split.get(f"over_{flag}")]
+
+
 def say_result(result, folder, say):
     """The table of rows with counts, and where everything lies."""
     changes = "".join(f" {change}" for change in result["set"])
     say(f"{result['task']}, protocol {result['protocol']}{changes}, loss {result['loss']}, reward"
-        f" {result['reward']}, curriculum {result['curriculum']}, seed {result['seed']}; dev:")
+        f" {result['reward']}, curriculum {result['curriculum']}, seed {result['seed']}"
+        f"{''.join(f'; {text}' for text in limits_of(result['data']))}; dev:")
     for name, row in result["rows"].items():
         if row["dev"] is None:
             say(f"  {name:<14} not scored: dev has no labels")

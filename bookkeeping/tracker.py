@@ -160,6 +160,8 @@ def final_figures(result):
     most frequent class always would give (floor)."""
     figures = {f"final/{row}/{name}": value for row, values in result["rows"].items()
                for name, value in numbers_of(values["dev"] or {}).items()}
+    figures |= {f"final/{row}/{split}/{name}": value for row, values in result["rows"].items()
+                for split in values if split != "dev" for name, value in numbers_of(values[split]).items()}
     counts = result.get("dev_labels")
     if isinstance(counts, list) and sum(counts):
         figures |= {"final/floor/accuracy": max(counts) / sum(counts), "final/floor/correct": max(counts),

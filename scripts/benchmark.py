@@ -39,7 +39,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import lib
@@ -273,7 +272,8 @@ class Side:
             "mpdistil": (args.num_episodes, self.quiz, args.val_dataloader_size),
         }[phase]
         evaluated = sum(map(len, inputs.evaluated.values()))
-        predicted = len(inputs.data["test"]) / evaluated if "test" in inputs.data else 0.0
+        predicted = sum(len(inputs.data[name]) for name in inputs.answered
+                        if name not in inputs.evaluated) / evaluated
         self.rounds.counts = {"steps": passes * -(-len(self.split) // self.batch_size),
                               "evaluations": passes + predicted, "once_s": 0.0}
         if self.kind == "naive":
@@ -332,7 +332,7 @@ class Side:
 
         def loss_of_model(split, indices):
             batch = split.batch(indices, self.lab.device)
-            return F.cross_entropy(module(split.task.name, batch)[0], batch.labels)
+            return split.task.rules.loss(module(split.task.name, batch)[0], batch.labels)
 
         batches, loss_of = batches or order, loss_of or loss_of_model
         optimizer = torch.optim.AdamW(module.parameters(), lr=learning_rate, fused=True)
@@ -376,8 +376,8 @@ class Side:
             heads, task, labels = self.new_teacher().heads, quiz.task.name, quiz.labels.to(self.lab.device)
             pooled = torch.randn(len(quiz) * quiz.task.rows, heads.linear[task].in_features).to(labels.device)
             return self.bare(heads, args.meta_learning_rate, loss_of=lambda split, indices:
-                             F.cross_entropy(heads(task, pooled[split.rows(indices)]), labels[indices]))
-        read = [(data[name], 0) for name in ("quiz", "dev", "test") if name in data]
+                             quiz.task.rules.loss(heads(task, pooled[split.rows(indices)]), labels[indices]))
+        read = [(data[name], 0) for name in ("quiz", *self.lab.inputs.answered)]
         teacher, student = self.frozen_teacher(*read), self.lab.new_student()
         kind = RunningEncoder if self.kind == "naive" else FrozenEncoder
         student_outputs = kind(student.encoder, self.lab.eval_batch_size, self.lab.device)

@@ -12,6 +12,7 @@ interruption. At the end stand the flags to use and a record, <output_dir>/<task
 --rates FILE` takes. Flags that are not listed below go to main_superglue.py as they are.
 """
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -107,7 +108,7 @@ def write_rates(args, choices, made, quiz):
 
 def tune(args, more):
     """Plan, then say or do. Returns the exit code."""
-    quiz = check_quiz(args)
+    quiz = check_quiz(args, more)
     chosen, choices, made = {}, {}, []
     defaults = vars(build_parser().parse_args(["--task", args.task, "--data_dir", ""]))
     for flag, values, rows, stop in stages(args):
@@ -133,10 +134,12 @@ def tune(args, more):
     return 0
 
 
-def check_quiz(args):
+def check_quiz(args, more):
     """Examples of quiz. InputError where there is none to choose by, or only one that no seed divides anew.
     Sets the number of divisions where none was given."""
     task = find_task(args.task, data_dir=args.data_dir)
+    limits = parse_arguments(["--task", args.task, "--data_dir", args.data_dir, *more])
+    most = limits.quiz_size or math.inf
     found = read_task(task, args.data_dir, ("train", "quiz"))
     if "quiz" in found:
         if (args.split_seeds or 1) > 1:
@@ -145,15 +148,16 @@ def check_quiz(args):
                 f" ({found['quiz'][0].where.rsplit(':', 1)[0]}), which no seed divides anew; leave the"
                 " flag out")
         args.split_seeds = 1
-        return len(found["quiz"])
+        return min(len(found["quiz"]), most)
     train = found["train"]
     quiz = split_train_quiz(args.task, [e.idx for e in train], strata_of(task, train), FIRST_SEED)[1]
     if not quiz:
         raise InputError(
             f"--task {args.task}: no quiz split ({len(train)} training examples, of which a tenth would be "
             "quiz); there is nothing to choose by: give the rates yourself")
-    args.split_seeds = args.split_seeds or next((count for size, count in SPLITS if len(train) <= size), 1)
-    return len(quiz)
+    used = min(len(train), limits.max_train or math.inf)
+    args.split_seeds = args.split_seeds or next((count for size, count in SPLITS if used <= size), 1)
+    return min(len(quiz), most)
 
 
 # --- the command line ---------------------------------------------------------------------------------------

@@ -95,6 +95,63 @@ def test_texts_stay_texts(tmp_path):
     assert [example.pairs for example in found] == [[(text, None)] for text in texts]
 
 
+def task_of_two(folder, rows, **changes):
+    """A task of texts and two labels, in a csv."""
+    folder.mkdir(parents=True)
+    made = {
+        "kind": "classification",
+        "fields": {"text": "text"},
+        "inputs": ["text"],
+        "labels": [1, 0],
+        **changes,
+    }
+    (folder / "task.json").write_text(json.dumps({**made, "files": {"train": "a.csv", "dev": "a.csv"}}))
+    (folder / "a.csv").write_text(rows)
+    return read_task(find_task(folder.name, data_dir=folder.parent), folder.parent, ("train",))["train"]
+
+
+@pytest.mark.parametrize("labels", ([1, 0], [True, False], ["0 ", " 1"], [-1, 1]))
+def test_the_order_of_labels_is_the_descriptions(labels, tmp_path):
+    found = task_of_two(tmp_path / "T", f"text,label\na,{labels[0]}\nb,{labels[1]}\n", labels=labels)
+    assert [example.label for example in found] == [0, 1]
+    if isinstance(labels[0], bool):
+        found = task_of_two(tmp_path / "again" / "T", "text,label\na,1\nb,0\n", labels=labels)
+        assert [example.label for example in found] == [0, 1]
+
+
+def test_odd_csv_files(tmp_path):
+    """A first column without a name, as pandas writes its index; a long text; a folder whose name is a
+    pattern, beside those that match it."""
+    found = task_of_two(tmp_path / "T", ",text,label\n0,a,1\n1,b,0\n")
+    assert [example.pairs[0][0] for example in found] == ["a", "b"]
+    found = task_of_two(tmp_path / "long" / "T", f"text,label\n{'x' * 200_000},1\nb,0\n")
+    assert len(found[0].pairs[0][0]) == 200_000
+    task_of_two(tmp_path / "data1" / "T", "text,label\nother,1\nother,0\n")
+    found = task_of_two(tmp_path / "data[1]" / "T", "text,label\nmine,1\nmine,0\n")
+    assert [example.pairs[0][0] for example in found] == ["mine", "mine"]
+
+
+def test_a_description_that_nobody_asks_for_is_not_read(tmp_path, data_dir):
+    (tmp_path / "Foreign").mkdir()
+    (tmp_path / "Foreign" / "task.json").write_text("{}")
+    (tmp_path / "CB").symlink_to(data_dir / "CB")
+    assert [task.name for task in curriculum_tasks(None, find_task("CB", data_dir=tmp_path), tmp_path)] == [
+        "CB"
+    ]
+    with pytest.raises(InputError, match="Foreign/task.json: no key 'kind'"):
+        find_task("foreign", data_dir=tmp_path)
+
+
+def test_other_descriptions_make_no_one_table(command, tmp_path, capsys):
+    folder = write_news(tmp_path / "data")
+    flags = dict(data_dir=tmp_path / "data", tasks=["News"], stop_after="teacher")
+    assert command("News", folder="runs/one", **flags)[0] == 0
+    (folder / "task.json").write_text(json.dumps({**NEWS, "metrics": ["f1"]}))
+    assert command("News", folder="runs/two", seed=43, **flags)[0] == 0
+    assert make_tables.main([str(tmp_path / "runs"), "--table", "own", "--mixed"]) == 2
+    assert "metrics ['accuracy', 'f1'] and ['f1']; descriptions" in capsys.readouterr().err
+
+
 def test_a_task_of_choices_and_one_of_numbers(tmp_path, command):
     """Both in one student, the labels -1 and 1 among them; all phases."""
     quiz, grade = tmp_path / "data" / "Quiz", tmp_path / "data" / "Grade"
@@ -260,6 +317,7 @@ BAD = [  # what replaces keys of NEWS (None: the key is left out), what is said
     ({"files": {"train": "../train.csv", "dev": "dev.csv"}}, "train '../train.csv' found"),
     ({"files": {"train": "train.xlsx", "dev": "dev.csv"}}, "which ends in jsonl, csv, tsv, parquet"),
     ({**REGRESSION, "labels": [0, 1]}, "key 'labels' found, expected 'range' instead"),
+    ({**REGRESSION, "range": [0, 10**400]}, "two numbers"),
     ({**REGRESSION, "range": None}, "no key 'range'"),
     ({**REGRESSION, "range": [1, 0]}, "key 'range': [1, 0]"),
     ({**REGRESSION, "range": [0, 1, 2]}, "two numbers"),
@@ -305,10 +363,13 @@ def test_what_is_no_description_is_refused(text, expected, tmp_path):
 def test_names_of_described_tasks(tmp_path):
     write_news(tmp_path, name="mrpc")
     with pytest.raises(InputError, match="a description of mrpc, which is a task of this project"):
-        find_task("News", data_dir=tmp_path)
-    write_news(tmp_path / "other", name="two words")
-    with pytest.raises(InputError, match="a folder named 'two words' found"):
-        find_task("News", data_dir=tmp_path / "other")
+        read_description(tmp_path / "mrpc" / "task.json")
+    with pytest.raises(InputError, match="found in the folder of MRPC, which is a task of this project"):
+        read_task(find_task("MRPC", data_dir=tmp_path), tmp_path, PARTS)
+    for name in ("two words", "v1.0", "eval", "items"):
+        write_news(tmp_path / "other", name=name)
+        with pytest.raises(InputError, match=f"a folder named {name!r} found"):
+            find_task(name, data_dir=tmp_path / "other")
 
 
 @pytest.mark.parametrize(

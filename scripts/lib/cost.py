@@ -2,7 +2,7 @@
 import argparse
 import statistics
 
-from arguments import loss_name, resolve_protocol
+from arguments import loss_name, resolve_protocol, with_defaults
 from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, read_record
 from data_utils import resolve_settings
@@ -76,9 +76,11 @@ def measured_rates(folders):
     rates, encoders, known = {}, set(), {}
     for folder in folders:
         result = read_record(folder / "result.json", "give the folders of finished runs")
-        args = argparse.Namespace(**read_json(folder / "args.json", "give the folders of finished runs"))
+        settings = read_json(folder / "args.json", "give the folders of finished runs")
+        args = argparse.Namespace(**with_defaults(settings))
         encoders.add(result["data"]["teacher_model"])
-        key = args.task, args.teacher_model, args.data_dir, args.max_seq_length
+        key = (args.task, args.teacher_model, args.data_dir, args.max_seq_length, args.quiz_size,
+               args.max_train, *args.tasks)
         if key not in known:
             known[key] = read_facts(args)
         for phase, work in work_of(args, known[key]).items():

@@ -112,7 +112,7 @@ def draw_table(found, table):
             if cell:
                 level = [figures[found.level(task)] for figures in cell.values()]
                 interval = [np.mean(level)] * 3
-                if found.counts(task):
+                if found.level(task) == "accuracy":
                     interval = mean_interval(found.scores(task, [name], list(cell)), ends=(0.0, 1.0))
                 mean, low, high = (100 * value for value in interval)
                 axes.errorbar(mean, place, xerr=[[mean - low], [high - mean]], color="black", marker="o",
@@ -125,7 +125,7 @@ def draw_table(found, table):
             if task in columns and name in table["values"]:
                 axes.scatter(table["values"][name][columns[task]], place, marker="x", s=36, color="0.25",
                              label="paper" if place == 0 else None)
-        if found.counts(task):
+        if found.level(task) == "accuracy":
             axes.axvline(100 * found.floor(task)["accuracy"], color="0.6", linestyle=":",
                          label="majority class")
         axes.set_title(task)

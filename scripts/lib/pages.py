@@ -99,8 +99,12 @@ def describe(found):
         yield describe_task(found, task)
         yield describe_rates(found, task)
     absent = list(dict.fromkeys(unofficial_sizes(found)))
-    yield "Data: " + ("; ".join(absent) + ": rows are missing, or it is other data." if absent
-                      else "all that was read has the sizes of the official files.")
+    own = sorted({name.split("/")[0] for record in found.records for name in record.get("descriptions", ())})
+    said = ["; ".join(absent) + ": rows are missing, or it is other data"] if absent else (
+        ["all that was read of official files has their sizes"] if own else
+        ["all that was read has the sizes of the official files"])
+    said += [f"{', '.join(own)}: described by a task.json, no official files"] if own else []
+    yield f"Data: {'; '.join(said)}."
     yield describe_machine(found)
     mixture = mixture_of(found.records)
     if mixture:

@@ -3,8 +3,8 @@ file without weights.
 
 A record is a JSON object: `run` (task folder/run folder), what was run (task, protocol, set, loss, reward,
 curriculum, seed, encoder, select_on, flags, phase_order), what it read (data, labels of dev), and what came
-out: rows as in result.json; looks, the right answers on dev of each look at it, by phase (of a regression:
-the selecting figure); by episode
+out: rows as in result.json; looks, the right answers on dev of each look at it, by phase (where
+another figure than accuracy is the task's first one: that); by episode
 rewards, entropies and actions, a sign a step (0: the first of flags.tasks); phases, the identities of those
 that runs share; code, checksums of what each phase calls; rates, how they were chosen, if on quiz; seconds,
 peak memory; kd_200_batch; environment, where and by what commit it was computed, and phase_environments, the
@@ -25,7 +25,7 @@ from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, read_record
 from bookkeeping.identity import PROVENANCE, provenance_of
 from metrics import floor_of
-from tasks import KINDS, TASKS
+from tasks import DESCRIPTION, KINDS, TASKS
 
 # what may differ between the runs of one task in a table, and what the record says elsewhere
 NOT_A_SETTING = {
@@ -57,8 +57,8 @@ def read_folder(folder):
     looks, episodes = {}, [line for line in metrics if "episode" in line]
     for line in metrics:
         if "dev" in line["scores"]:
-            scores = line["scores"]["dev"]
-            look = scores["correct"] if "correct" in scores else round(scores[result["metrics"][0]], 6)
+            scores, level = line["scores"]["dev"], result.get("metrics", ["accuracy"])[0]
+            look = scores["correct"] if level == "accuracy" else round(scores[level], 6)
             looks.setdefault(line["phase"], []).append(look)
     signs = dict(zip(args["tasks"], SIGNS))
     return {
@@ -71,6 +71,7 @@ def read_folder(folder):
         "encoder": encoder_of(result),
         "flags": {name: value for name, value in args.items() if name not in NOT_A_SETTING},
         "data": {name: split for name, split in result["data"].items() if isinstance(split, dict)},
+        "descriptions": {name: text for name, text in result["data"].items() if name.endswith(DESCRIPTION)},
         "looks": looks,
         "rewards": [round(line["reward"], 6) for line in episodes],
         "entropies": [round(line["entropy"], 6) for line in episodes],
@@ -174,6 +175,9 @@ def check_comparable(records):
         there, here = with_defaults(other["flags"]), with_defaults(record["flags"])
         differ = [f"--{name} {there.get(name)} and {here.get(name)}"
                   for name in {**other["flags"], **record["flags"]} if there.get(name) != here.get(name)]
+        differ += [f"{name} {other.get(name)} and {record.get(name)}"
+                   for name in ("kind", "metrics", "descriptions")
+                   if name in other and name in record and other[name] != record[name]]
         differ += [f"{name} has other examples" for name in record["data"]
                    if other["data"].get(name) != record["data"][name]]
         if differ:
@@ -286,8 +290,8 @@ class Found:
         return self.facts[task].rules.labels.counts
 
     def level(self, task):
-        """The name of the figure that looks and curves are of, a share of 1."""
-        return "accuracy" if self.counts(task) else self.facts[task].metrics[0]
+        """The name of the figure that looks and curves are of, a share of 1: the task's first one."""
+        return self.facts[task].metrics[0]
 
     def scores(self, task, names, seeds):
         """Right (1) or wrong (0), of a regression minus the squared errors, the mean over the rows `names`:
@@ -297,7 +301,7 @@ class Found:
 
     def looks(self, task, name):
         """The level at each look, of each seed: [(looks)]."""
-        return [np.array(figures["looks"]) / (figures["total"] if self.counts(task) else 1)
+        return [np.array(figures["looks"]) / (figures["total"] if self.level(task) == "accuracy" else 1)
                 for figures in self.cell(task, name).values()]
 
     def same_run(self, task, name):

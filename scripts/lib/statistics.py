@@ -132,5 +132,6 @@ def chance_of_wins(teacher, students):
                 for column in columns]
         return (np.max(sums[1:], axis=0) > sums[0]).sum(0)
 
+    batch = min(500, max(1, 40_000_000 // (len(columns) * len(columns[0]))))  # of so many numbers at a time
     return permutation_test(columns, wins, permutation_type="samples", alternative="greater", vectorized=True,
-                            axis=-1, n_resamples=RESAMPLES, batch=500, rng=np.random.default_rng(0)).pvalue
+                            axis=-1, n_resamples=RESAMPLES, batch=batch, rng=np.random.default_rng(0)).pvalue

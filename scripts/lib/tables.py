@@ -8,6 +8,7 @@ from lib.formats import percent, probability, span
 from lib.rows import MPDISTIL, ROWS, label_of
 from lib.statistics import chance_of_wins, count_wins, expected_best
 
+from bookkeeping.run_folder import limits_of
 from metrics import METRIC_NAMES
 
 # the columns of a table that are of another one's task, and of its second dev set
@@ -45,6 +46,9 @@ def columns_of(found):
         facts = found.facts[task]
         names = dict.fromkeys([*["accuracy"] * found.counts(task), *facts.metrics])
         columns += [[task, metric] for metric in names]
+        if any("dev_mismatched" in figures["splits"] for name in ROWS
+               for figures in found.cell(task, name).values()):
+            columns.append([task, "acc mismatched"])
     return {"title": ", ".join(found.tasks), "columns": columns, "values": {}}
 
 
@@ -60,7 +64,8 @@ def main_table(found, table):
     header, lines = ["row"], []
     for column, metric in table["columns"]:
         all_have = f" (n = {max(seeds[column])})" if len(seeds[column]) == 1 else ""
-        said = metric if table["values"] else METRIC_NAMES[metric]  # the paper's word for it, or ours
+        # the paper's word for it, or ours
+        said = metric if table["values"] else METRIC_NAMES.get(metric, metric)
         header += [f"{column} {said}{all_have}", *["paper"] * bool(table["values"])]
     for name in ROWS:
         line = [label_of(name)]
@@ -116,15 +121,8 @@ LIMITS = ("quiz_size", "max_train")  # flags by which a run uses less than all d
 
 def limit_text(found):
     """Which runs do not use all of train and quiz; None without any."""
-    parts = {}
-    for record in found.records:
-        for split, figures in record["data"].items():
-            for flag in LIMITS:
-                left_out = figures.get(f"over_{flag}", 0)
-                if left_out:
-                    parts[split, flag] = (f"{split} {figures['examples']} of {figures['examples'] + left_out}"
-                                          f" examples (--{flag})")
-    return f"Not all data: {'; '.join(parts.values())}." if parts else None
+    parts = dict.fromkeys(text for record in found.records for text in limits_of(record["data"]))
+    return f"Not all data: {'; '.join(parts)}." if parts else None
 
 
 def count_table(found):

@@ -77,7 +77,7 @@ class FamilyPooler(nn.Module):
 
     @torch.no_grad()
     def computes(self, dense):
-        """Whether it is dense + tanh on the first token, with the weights of `dense` in its dense layer."""
+        """Whether it is dense + tanh on the first token. Its dense layer takes the weights of `dense`."""
         width = dense.weight.shape[0]
         square_linear(self, width).load_state_dict(dense.state_dict())
         states = torch.linspace(-1, 1, 6 * width, dtype=dense.weight.dtype).view(2, 3, width)
@@ -122,7 +122,8 @@ def own_dense(body):
 
 def pooler_for(body):
     """The module that makes the pooled output of a body's: what its family's classifier feeds to its last
-    layer. None: the body's own pooler, which is read there (BERT), or does the same (RoBERTa)."""
+    layer. None: the body's own pooler, which is read there (BERT), or does the same (RoBERTa). Where both
+    differ (BigBird), the family's begins with the dense layer of the body's own."""
     own = own_dense(body)
     try:
         family = FamilyPooler(body.config)

@@ -303,7 +303,9 @@ def pooled_output(encoder, folder, unexpected):
     lost = [name for name in sorted(unexpected) if "pooler" in name and not stored]
     what = "that of its family's classifier" if isinstance(encoder.pooler, FamilyPooler) else (
         "without pooler: dense + tanh on the first token")
-    return (f"{what}, {'read from heads.safetensors' if stored else 'drawn at random'}"
+    own = own_dense(encoder.body)
+    begun = "drawn at random" if own is None else "begun with its own pooler's dense layer"
+    return (f"{what}, {'read from heads.safetensors' if stored else begun}"
             + (f"; the checkpoint's {', '.join(lost)}: no part of {type(encoder.body).__name__}, left out"
                if lost else ""))
 

@@ -12,6 +12,7 @@ from bookkeeping.errors import InputError
 
 REWARDS = ("binary", "real")
 CURRICULA = ("policy", "uniform", "main_task")
+EXPORTS = ("teacher", "kd", "kd_200", "kd_quiz")
 PHASES = ("teacher", "kd", "meta_teacher")  # where --stop_after may stop; phase 4 ends the run anyway
 
 # Flags that say where things go or how far to go, not what is computed: a run folder may be continued with
@@ -158,6 +159,9 @@ def build_parser():
          help="longest time between two saves of an unfinished phase; it is also saved at ends of epochs "
               "and episodes, where that takes less than 1%% of the time")
     flag("--stop_after", choices=PHASES, help="end the run after this phase")
+    flag("--export", nargs="+", choices=EXPORTS, default=[], metavar="ROW",
+         help=f"also write these rows to models/<row>, as plain transformers opens them: {', '.join(EXPORTS)} "
+              "(models/student, the last row's, is always written)")
     flag("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
     flag("--precision", choices=("fp32", "bf16"), default="fp32",
          help="of the encoders' arithmetic; weights stay float32")
@@ -182,6 +186,9 @@ def parse_arguments(argv=None):
         build_parser().error(
             "argument --fresh: found together with --phase_dir; a fresh run keeps its phases in its own"
             " folder, so leave one of the two out")
+    for row in args.export:
+        if row in ("kd_200", "kd_quiz") and not getattr(args, row):
+            build_parser().error(f"argument --export: {row} found, which this run does not train; give --{row} too")
     if args.output_dir is None:
         changes = "".join(f"-{change}" for change in args.set)
         name = f"{args.protocol}{changes}-{loss_name(args)}-{args.reward_function}-{args.curriculum}"

@@ -571,9 +571,19 @@ class Experiment:
                                             inputs.checkpoints.tokenizer, facts)
         self.log.say(describe_export(where, self.exports[folder]))
 
+    def export_phases(self):
+        """The rows of --export, from their artefacts."""
+        args, task, phases = self.inputs.args, self.inputs.task, self.store.phases
+        for row in [row for row in args.export if row in phases]:
+            encoder = load_encoder(phases[row].folder, self.bf16)
+            model = Model(encoder, [task], args.seed, row, args.head_dropout)
+            load_weights(model, phases[row].folder, [task.name])
+            self.export(row, row, model)
+
     def finish(self):
         """Write result.json. Returns the exit code."""
         args, inputs = self.inputs.args, self.inputs
+        self.export_phases()
         facts = {"task": inputs.task.name, "kind": inputs.task.kind, "metrics": list(inputs.task.metrics),
                  "protocol": args.protocol, "set": args.set,
                  "protocol_choices": asdict(inputs.protocol), "loss": loss_name(args),

@@ -92,10 +92,21 @@ def copa(rng, label):
 
 
 def rte(rng, label):
+    """The hypothesis restates the premise with other words around it, or with one part changed: the deed, the
+    person, the place or the day."""
     person, other = rng.sample(PEOPLE, 2)
     deed, never = rng.choice(DEEDS)
-    premise = f"{person} {deed} near the {rng.choice(PLACES)} {rng.choice(DAYS)}, while {other} looked on."
-    return {"premise": premise, "hypothesis": f"{person} {deed if label == 'entailment' else never}."}
+    place, elsewhere = rng.sample(PLACES, 2)
+    day, another = rng.sample(DAYS, 2)
+    premise = f"{person} {deed} near the {place} {day}, while {other} looked on."
+    if label == "not_entailment":
+        changed = [(person, never, place, day), (other, deed, place, day), (person, deed, elsewhere, day),
+                   (person, deed, place, another)]
+        person, deed, place, day = rng.choice(changed)
+    hypothesis = rng.choice([f"{person} {deed} near the {place} {day}.",
+                             f"It was {day} that {person} {deed} near the {place}.",
+                             f"Near the {place}, {day}, {person} {deed}."])
+    return {"premise": premise, "hypothesis": hypothesis}
 
 
 def wic(rng, label):

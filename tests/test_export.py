@@ -150,6 +150,24 @@ def test_the_card_and_the_configuration(runs):
     assert "negative, positive" in (runs["SST-2"] / "models" / "student" / "README.md").read_text()
 
 
+def test_other_rows_are_written_where_they_are_asked_for(command, capsys):
+    """Teacher and distilled student, with their own scores on their cards; a row that is not there is
+    refused."""
+    code, folder = command("CB", tasks=["CB"], export=["teacher", "kd"], stop_after="kd")
+    result = json.loads((folder / "result.json").read_text())
+    assert code == 0 and list(result["exports"]) == ["teacher", "kd"]
+    for row, layers in (("teacher", 4), ("kd", 3)):
+        assert result["exports"][row]["verified"]
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(folder / "models" / row)
+        assert model.config.num_hidden_layers == layers
+        dev = result["rows"][row]["dev"]
+        card = (folder / "models" / row / "README.md").read_text()
+        assert f"episode: {dev['correct']}/{dev['total']}." in card
+    capsys.readouterr()
+    assert command("CB", folder="other", export=["kd_200"])[0] == 2
+    assert "--export: kd_200 found, which this run does not train" in capsys.readouterr().err
+
+
 def test_an_export_that_gives_other_logits_ends_the_run_with_1(command, monkeypatch, capsys):
     """All figures are there, and the same command says it again."""
     make = export.plain_classifier

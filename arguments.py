@@ -160,8 +160,8 @@ def build_parser():
               "and episodes, where that takes less than 1%% of the time")
     flag("--stop_after", choices=PHASES, help="end the run after this phase")
     flag("--export", nargs="+", choices=EXPORTS, default=[], metavar="ROW",
-         help=f"also write these rows to models/<row>, as plain transformers opens them: {', '.join(EXPORTS)} "
-              "(models/student, the last row's, is always written)")
+         help="also write these rows to models/<row>, as plain transformers opens them: "
+              f"{', '.join(EXPORTS)} (models/student, the last row's, is always written)")
     flag("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
     flag("--precision", choices=("fp32", "bf16"), default="fp32",
          help="of the encoders' arithmetic; weights stay float32")
@@ -188,7 +188,8 @@ def parse_arguments(argv=None):
             " folder, so leave one of the two out")
     for row in args.export:
         if row in ("kd_200", "kd_quiz") and not getattr(args, row):
-            build_parser().error(f"argument --export: {row} found, which this run does not train; give --{row} too")
+            build_parser().error(
+                f"argument --export: {row} found, which this run does not train; give --{row} too")
     if args.output_dir is None:
         changes = "".join(f"-{change}" for change in args.set)
         name = f"{args.protocol}{changes}-{loss_name(args)}-{args.reward_function}-{args.curriculum}"

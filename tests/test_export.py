@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+import export_onnx
 import predict
 from bookkeeping import export
 from conftest import ROOT, read_lines
@@ -266,3 +267,23 @@ def test_each_family_in_a_process_of_its_own(family, command, tmp_path):
     assert code == 0 and exported["verified"], exported
     if not padding:  # of ConvBERT padding changes what it computes, and plain.py pads nothing
         check_answers(run, answers_of(job_of, run)[0])
+
+
+# --- ONNX ---------------------------------------------------------------------------------------------------
+
+
+def test_what_onnx_needs_is_said(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(export_onnx, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="2"):
+        export_onnx.main([str(tmp_path)])
+    assert "onnx, onnxscript, onnxruntime not installed; pip install onnx==" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ("CB", "COPA", "STS-B"))
+def test_onnx_gives_the_same_logits(task, runs, capsys):
+    for name in export_onnx.EXTRAS:
+        pytest.importorskip(name)
+    assert export_onnx.main([str(runs[task])]) == 0
+    assert "model.onnx" in capsys.readouterr().out
+    assert (runs[task] / "models" / "student" / "model.onnx").is_file()

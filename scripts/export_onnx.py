@@ -4,8 +4,8 @@
     python scripts/export_onnx.py RUN_FOLDER/models/teacher
 
 Inputs are those of the folder's tokenizer (input_ids, attention_mask and, where it gives them,
-token_type_ids): (batch, length), of choices (batch, choices, length); the output is `logits`. Batch and length
-are free. By torch.onnx; needs onnx, onnxscript and onnxruntime, which no other command does.
+token_type_ids): (batch, length), of choices (batch, choices, length); the output is `logits`. Batch and
+length are free. By torch.onnx; needs onnx, onnxscript and onnxruntime, which no other command does.
 """
 import sys
 import warnings

@@ -92,21 +92,14 @@ def copa(rng, label):
 
 
 def rte(rng, label):
-    """The hypothesis restates the premise with other words around it, or with one part changed: the deed, the
-    person, the place or the day."""
+    """The hypothesis says a deed of the premise; or another one, and in every fourth such case of another
+    person, which is harder to see."""
     person, other = rng.sample(PEOPLE, 2)
     deed, never = rng.choice(DEEDS)
-    place, elsewhere = rng.sample(PLACES, 2)
-    day, another = rng.sample(DAYS, 2)
-    premise = f"{person} {deed} near the {place} {day}, while {other} looked on."
+    premise = f"{person} {deed} near the {rng.choice(PLACES)} {rng.choice(DAYS)}, while {other} looked on."
     if label == "not_entailment":
-        changed = [(person, never, place, day), (other, deed, place, day), (person, deed, elsewhere, day),
-                   (person, deed, place, another)]
-        person, deed, place, day = rng.choice(changed)
-    hypothesis = rng.choice([f"{person} {deed} near the {place} {day}.",
-                             f"It was {day} that {person} {deed} near the {place}.",
-                             f"Near the {place}, {day}, {person} {deed}."])
-    return {"premise": premise, "hypothesis": hypothesis}
+        person, deed = rng.choice([(person, never)] * 3 + [(other, deed)])
+    return {"premise": premise, "hypothesis": f"{person} {deed}."}
 
 
 def wic(rng, label):

@@ -107,7 +107,10 @@ def write_export(model, task, split, folder, tokenizer, facts):
     # such classes read another pooled output than the family's classifier in a few families
     elif task.rules.choices and difference(ours, plain_logits(whole, batch, task)) > CLOSE:
         whole, reason = None, f"{type(whole).__name__} reads another pooled output than this model"
-    save_model(model, folder, names, tokenizer, own_pooler=whole is not None)
+    # a class that does not read the body's own pooler leaves it out
+    lost = whole is not None and not any(name.startswith(f"{whole.base_model_prefix}.pooler.")
+                                         for name in whole.state_dict())
+    save_model(model, folder, names, tokenizer, own_pooler=lost)
     if whole is not None:
         whole.save_pretrained(folder)
         tokenizer = copy.deepcopy(tokenizer)

@@ -42,7 +42,8 @@ class Agreement:
         ours, theirs = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
         if ours.shape != theirs.shape:
             return self.equal(f"shape of {kind}", ours.shape, theirs.shape)
-        least = 1.0 if kind.endswith(CORRELATIONS) else FLOOR  # near 0 it is a difference of large sums
+        # near 0 it is a difference of large sums
+        least = 1.0 if kind.endswith(CORRELATIONS) else FLOOR
         difference = np.abs(ours - theirs).max(initial=0) / max(np.abs(theirs).max(initial=0), least)
         said = f"{difference:.2g} of {theirs:.6g}" if theirs.ndim == 0 else f"{difference:.2g}"
         self.note(kind, difference, said)
@@ -59,7 +60,8 @@ class Agreement:
             self.equal(kind, ours, theirs)
 
     def weights(self, kind, ours, *files):
-        theirs = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        theirs = {name.removeprefix("bert."): tensor for file in files
+                  for name, tensor in load_file(file).items() if not name.startswith("classifier.")}
         ours = {name.removeprefix("body.").removeprefix("heads."): tensor for name, tensor in ours.items()}
         self.equal(f"{kind}, names", sorted(theirs.keys() - ours.keys()), [])
         for name in sorted(name for name in theirs.keys() & ours.keys() if not name.endswith(UNSEEN)):

@@ -74,8 +74,9 @@ REPLAY = (  # what is changed, file, text found there exactly once, text put in 
      "if not value >= self.score:"),
     ("student from the last epoch", "metrics.py", "module.load_state_dict(self.weights)", "pass"),
     ("dropout on in training", "models.py", 'if dropout == "training":', "if True:"),
-    ("padding attended to", "models.py", "attention_mask=batch.attention_mask",
-     "attention_mask=torch.ones_like(batch.attention_mask)"),
+    ("padding attended to", "models.py",
+     "self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask",
+     "self.body(input_ids=batch.input_ids, attention_mask=torch.ones_like(batch.attention_mask)"),
 )
 REFERENCE = {  # case of test_reference.py: mutations as above
     "dropout": (

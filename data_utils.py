@@ -22,7 +22,7 @@ import torch
 
 from arguments import resolve_protocol, written
 from bookkeeping.errors import InputError, one_line, shown
-from bookkeeping.files import LFS_POINTER
+from bookkeeping.files import LFS_POINTER, check_object
 from tasks import (
     BENCHMARKS,
     DESCRIPTION,
@@ -120,29 +120,6 @@ def open_lines(path):
         if number == 1 and line.startswith(LFS_POINTER):
             raise InputError(f"{path}:1: a pointer of git lfs found, expected the file; run git lfs pull")
         yield number, line
-
-
-STRICT = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
-
-
-def check_object(pairs):
-    """The dict of a JSON object's (name, value) pairs: json's object_pairs_hook. InputError where a name
-    stands twice, a text is no Unicode or a number is not finite, all of which json lets pass."""
-    record = {}
-    for name, value in pairs:
-        if name in record:
-            raise InputError(f"field {shown(name)} stands twice in one object, expected once")
-        try:
-            STRICT.encode([name, value]).encode()
-        except UnicodeEncodeError as error:
-            half = f"\\u{ord(error.object[error.start]):04x}"
-            raise InputError(f"field {shown(name)}: {half} found, half of a character, expected valid"
-                             " Unicode; write the text anew from its source") from None
-        except ValueError:
-            raise InputError(f"field {shown(name)}: {shown(value)} found, expected a finite number; leave it"
-                             " out, or write null") from None
-        record[name] = value
-    return record
 
 
 def read_objects(path):

@@ -69,6 +69,7 @@ from models import (
     JoinedOutputs,
     Model,
     load_encoder,
+    load_extra,
     load_heads,
     load_model,
     load_weights,
@@ -555,8 +556,8 @@ class Experiment:
         """models/<folder>: a model of a row as plain transformers opens it."""
         args, inputs, task = self.inputs.args, self.inputs, self.inputs.task
         where, config, dev = self.log.path / "models" / folder, model.encoder.body.config, self.log.rows[row]
-        scored = f"{spoken(dev['dev'])}" if dev["dev"] else "not scored, dev has no labels"
-        facts = {"task": task.name, "kind": task.kind, "row": row, "fields": list(task.fields),
+        scored = spoken(dev["dev"]) if dev["dev"] else "not scored, dev has no labels"
+        facts = {"task": task.name, "kind": task.kind, "row": row, "inputs": task.inputs_in_words,
                  "labels": names_of_labels(task) if task.rules.labels.counts else None,
                  "description": task.description and json.loads(task.description),
                  "model": type(model.encoder.body).__name__, "layers": config.num_hidden_layers,
@@ -577,7 +578,7 @@ class Experiment:
         for row in [row for row in args.export if row in phases]:
             encoder = load_encoder(phases[row].folder, self.bf16)
             model = Model(encoder, [task], args.seed, row, args.head_dropout)
-            load_weights(model, phases[row].folder, [task.name])
+            load_extra(model, phases[row].folder, [task.name])
             self.export(row, row, model)
 
     def finish(self):

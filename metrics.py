@@ -54,8 +54,8 @@ def score(task, answers, labels):
     """{metric: figure, "total"} of answers against labels: of classes "accuracy", the task's other metrics
     and the "correct" ones; of numbers the task's metrics, "mse" and, where one side has but one value, so
     that no correlation is defined and 0 stands for it, "constant": which."""
-    answers, labels = np.asarray(answers), np.asarray(labels)
-    scores, rules = task.rules.labels.example_scores(answers, labels), task.rules.labels
+    answers, labels, rules = np.asarray(answers), np.asarray(labels), task.rules.labels
+    scores = rules.example_scores(answers, labels)
     names = dict.fromkeys([*["accuracy"] * rules.counts, *task.metrics])
     result = {name: METRICS[name](labels, answers) for name in names}
     if rules.counts:
@@ -94,8 +94,18 @@ def spoken(figures):
     if "correct" in figures:
         return f"{figures['correct']}/{figures['total']}"
     constant = f" (constant {figures['constant']})" if "constant" in figures else ""
-    name = next(name for name in figures if name in METRICS)  # the task's first one
-    return f"{METRIC_NAMES[name]} {100 * figures[name]:.1f}{constant}"
+    return f"{named_scores(figures)[0]}{constant}"
+
+
+def first_metric(figures):
+    """The name of the first figure of a row or of a line's scores."""
+    return next(name for name in figures if name in METRICS)
+
+
+def named_scores(figures, without=("accuracy",)):
+    """Texts, each a metric and its value in percent, in the task's order."""
+    return [f"{METRIC_NAMES[name]} {100 * value:.1f}" for name, value in figures.items()
+            if name in METRICS and name not in without]
 
 
 @dataclass

@@ -3,7 +3,6 @@ encoder's outputs."""
 import copy
 import inspect
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging as transformers_logging
 
-from data_utils import batches_by_length, derive_seed, seeded_generator
+from data_utils import Batch, batches_by_length, derive_seed, seeded_generator
 
 # the layers that the student leaves out are reported as unexpected weights
 transformers_logging.set_verbosity_error()
@@ -67,8 +66,9 @@ class FamilyPooler(nn.Module):
         self.whole = whole.to_empty(device="cpu")
         for module in self.whole.modules():
             whole._init_weights(module)
+        outputs = last_linear(whole)
         for name, module in list(whole.named_modules()):
-            if isinstance(module, nn.Dropout) or name == last_linear(whole):
+            if isinstance(module, nn.Dropout) or name == outputs:
                 whole.set_submodule(name, nn.Identity())
 
     def forward(self, out, batch):
@@ -82,16 +82,9 @@ class FamilyPooler(nn.Module):
         square_linear(self, width).load_state_dict(dense.state_dict())
         states = torch.linspace(-1, 1, 6 * width, dtype=dense.weight.dtype).view(2, 3, width)
         mask = torch.ones(2, 3, dtype=torch.int64)
-        found = self(States(last_hidden_state=states), Inputs(mask, mask))
+        found = self(States(last_hidden_state=states), Batch(mask, mask, None, None))
         expected = torch.tanh(F.linear(states[:, 0], dense.weight, dense.bias))
         return torch.allclose(found, expected, atol=1e-6)
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The part of a Batch that a FamilyPooler reads."""
-    input_ids: torch.Tensor
-    attention_mask: torch.Tensor
 
 
 def bare_classifier(auto, config):
@@ -302,11 +295,16 @@ def load_heads(heads, folder, tasks):
         heads.linear[name].load_state_dict({key: stored[f"{name}.{key}"] for key in ("weight", "bias")})
 
 
-def save_model(model, folder, tasks, tokenizer, own_pooler=False):
-    """A folder that AutoModel and AutoTokenizer load, with the heads of `tasks` beside it (heads.safetensors;
-    there too state_predictor and the pooler, if it is not the architecture's own, or with own_pooler)."""
+def save_model(model, folder, tasks, tokenizer):
+    """A folder that AutoModel and AutoTokenizer load, with what has no place there beside it (save_extra)."""
     model.encoder.body.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    save_extra(model, folder, tasks)
+
+
+def save_extra(model, folder, tasks, own_pooler=False):
+    """heads.safetensors: the heads of `tasks`, state_predictor, and the pooler, if it is not the
+    architecture's own, or with own_pooler."""
     extra = {f"state_predictor.{key}": value for key, value in model.state_predictor.state_dict().items()}
     if model.encoder.pooler is not None:
         extra |= {f"pooler.{key}": value for key, value in model.encoder.pooler.state_dict().items()}
@@ -335,6 +333,11 @@ def load_pooler(encoder, folder):
 def load_weights(model, folder, tasks):
     """Read what save_model wrote into a model of the same architecture."""
     model.encoder.body.load_state_dict(load_body(folder)[0].state_dict())
+    load_extra(model, folder, tasks)
+
+
+def load_extra(model, folder, tasks):
+    """Read what save_extra wrote into a model."""
     load_pooler(model.encoder, folder)
     load_heads(model.heads, folder, tasks)
     stored = load_file(Path(folder) / HEADS_FILE)

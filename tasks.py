@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from bookkeeping.errors import InputError, shown
+from bookkeeping.files import check_object
 
 # --- how inputs are built (METHOD.md rows 1 to 3, `paper`) --------------------------------------------------
 
@@ -355,7 +356,8 @@ class Task:
     choice, and may count things to report in notes. official: rows of the official files, by split. kind: of
     KINDS. metrics: the first one selects. label_names: what else the labels may be called, in lower case and
     in their order (the hub's names). label_range: lowest and highest label of a regression. benchmarks: it
-    belongs to, of BENCHMARKS. description: the content of the task.json that describes it.
+    belongs to, of BENCHMARKS. description: the content of the task.json that describes it. inputs:
+    what build makes, in words, where that is not the fields as they are.
     """
     name: str
     fields: dict
@@ -370,6 +372,12 @@ class Task:
     benchmarks: tuple = ("superglue",)
     layout: Layout = Layout()
     description: str | None = None
+    inputs: str | None = None
+
+    @property
+    def inputs_in_words(self):
+        """How build makes an input, for a reader."""
+        return self.inputs or f"({'; '.join(self.fields)}), as they are."
 
     @property
     def rules(self):
@@ -407,19 +415,23 @@ TASKS = {task.name: task for task in (
     Task("CB", PAIR, *[("entailment", "contradiction", "neutral")] * 2, build_pair("premise", "hypothesis"),
          rows_of(250, 56, 250), metrics=("accuracy", "f1")),
     Task("COPA", {"premise": str, "choice1": str, "choice2": str, "question": str}, (0, 1), (0, 1),
-         build_copa, rows_of(400, 100, 500), kind="multiple_choice", label_names=("choice1", "choice2")),
+         build_copa, rows_of(400, 100, 500), kind="multiple_choice", label_names=("choice1", "choice2"),
+         inputs="Two inputs, one a choice: (premise, a space, `What was the cause?` or `What happened as a"
+                " result?`; choice)."),
     # in both benchmarks; GLUE's files, which the released code reads, call the columns so
     Task("RTE", PAIR, ENTAILMENT, ENTAILMENT, build_pair("premise", "hypothesis"), rows_of(2490, 277, 3000),
          benchmarks=("superglue", "glue"),
          layout=Layout(columns={"sentence1": "premise", "sentence2": "hypothesis"})),
     Task("WiC", {"word": str, "sentence1": str, "sentence2": str,
                  "start1": int, "start2": int, "end1": int, "end2": int},
-         (False, True), ("false", "true"), build_wic, rows_of(5428, 638, 1400)),
+         (False, True), ("false", "true"), build_wic, rows_of(5428, 638, 1400),
+         inputs="(word, `: `, sentence1 with `* ` and ` *` around the word; sentence2, likewise)."),
     Task("WSC", {"text": str, "span1_index": int, "span2_index": int, "span1_text": str, "span2_text": str},
          (False, True), ("False", "True"), build_wsc, rows_of(554, 104, 146),
          layout=Layout(nested="target",
                        columns={"sentence": "text", "span1_idx": "span1_index", "span2_idx": "span2_index",
-                                "span1_txt": "span1_text", "span2_txt": "span2_text"})),
+                                "span1_txt": "span1_text", "span2_txt": "span2_text"}),
+         inputs="(text with `* ` and ` *` around the noun and `# ` and ` #` around the pronoun; the noun)."),
     # GLUE
     Task("MNLI", PAIR, *[("entailment", "neutral", "contradiction")] * 2,
          build_pair("premise", "hypothesis"),
@@ -463,7 +475,10 @@ def protocol_task(task, protocol):
                 "WiC": (protocol.wic_input == "first_sentence", ("word", "sentence1")),
                 "WSC": (protocol.wsc_input == "span_index", ("text", "span1_index"))}
     applies, columns = released.get(task.name, (False, None))
-    return replace(task, kind="classification", build=build_pair(*columns)) if applies else task
+    if not applies:
+        return task
+    return replace(task, kind="classification", build=build_pair(*columns),
+                   inputs=f"({'; '.join(columns)}), as the released code reads them.")
 
 
 def tasks_of(benchmark):
@@ -508,10 +523,10 @@ def read_description(path):
     """The Task of a task.json, whose folder's name is the task's. InputError names the key."""
     path = Path(path)
     try:
-        given = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=without_doubles)
+        given = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=check_object)
     except UnicodeDecodeError as error:
         refuse_description(path, f"byte {error.start} that is not UTF-8", "a JSON object in UTF-8")
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError, InputError) as error:
         refuse_description(path, f"no JSON ({error})", "a JSON object")
     return described_task(path.parent.name, given, path)
 
@@ -564,15 +579,6 @@ def described_task(name, given, path):
     return Task(name, fields, labels, labels, build, kind=given["kind"], metrics=metrics,
                 label_range=low_high, benchmarks=(), layout=layout,
                 description=json.dumps(given, sort_keys=True))
-
-
-def without_doubles(pairs):
-    """An object_pairs_hook that refuses a key that stands twice."""
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ValueError(f"key {shown(key)} stands twice")
-    return dict(pairs)
 
 
 def check_kind(given, inputs, choices, refuse):

@@ -249,8 +249,8 @@ def probe_checkpoint(folder, flag, tokenizer, max_seq_length, encoding, nlayers=
     facts["pooled"] = pooled_output(encoder, folder, info["unexpected_keys"])
     if whole is not None:
         facts |= {"cut_from": len(whole) - 1, "last_norm": same_layers(encoder, states, whole, where)}
-    drawn = [name for name in info["missing_keys"] if not (has_pooler(folder) and name.startswith("pooler."))]
-    return sorted(drawn), facts, states
+    elsewhere = ("pooler.",) if has_pooler(folder) else ()  # parts that heads.safetensors has
+    return sorted(name for name in info["missing_keys"] if not name.startswith(elsewhere)), facts, states
 
 
 def load_checked(folder, where, nlayers=None):

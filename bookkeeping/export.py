@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification
 
-from models import bare_classifier, last_linear, save_model
+from bookkeeping.probe import difference
+from models import bare_classifier, last_linear, save_extra, save_model
+from tasks import KINDS
 
 CLOSE = 1e-5  # largest difference of logits, relative to their largest or to 1
 INPUTS_FILE = "inputs.json"
@@ -25,9 +27,9 @@ def names_of_labels(task):
     return dict(enumerate(task.label_names or map(str, task.answers)))
 
 
-def auto_class(task):
-    """Of transformers, for the kind of the task."""
-    return AutoModelForMultipleChoice if task.rules.choices else AutoModelForSequenceClassification
+def auto_class(kind):
+    """Of transformers, for a kind of tasks."""
+    return AutoModelForMultipleChoice if KINDS[kind].choices else AutoModelForSequenceClassification
 
 
 def plain_classifier(model, task, head_dropout):
@@ -42,7 +44,7 @@ def plain_classifier(model, task, head_dropout):
         if hasattr(config, name):
             setattr(config, name, head_dropout)
     try:
-        whole = bare_classifier(auto_class(task), config)
+        whole = bare_classifier(auto_class(task.kind), config)
     except ValueError:  # transformers' own way to say that the family has none
         return None
     base, given = whole.base_model_prefix, {}
@@ -81,11 +83,6 @@ def plain_logits(classifier, batch, task):
     return classifier(**given).logits
 
 
-def difference(ours, plain):
-    """The largest one of logits, relative to their largest or to 1."""
-    return ((ours - plain).abs().max() / ours.abs().max().clamp_min(1.0)).item()
-
-
 def write_export(model, task, split, folder, tokenizer, facts):
     """Write the folder, and see whether what is reloaded from it gives the model's logits on examples of
     split. facts: what the card and inputs.json say, as the run gathers them. Returns what result.json says of
@@ -102,20 +99,21 @@ def write_export(model, task, split, folder, tokenizer, facts):
         ours = model(task.name, batch)[0]
     whole, reason = plain_classifier(model, task, facts["head_dropout"]), None
     if whole is None:
-        reason = (f"transformers has no {auto_class(task).__name__.removeprefix('Auto')} of"
+        reason = (f"transformers has no {auto_class(task.kind).__name__.removeprefix('Auto')} of"
                   f" {type(model.encoder.body).__name__} with these weights")
     # such classes read another pooled output than the family's classifier in a few families
-    elif task.rules.choices and difference(ours, plain_logits(whole, batch, task)) > CLOSE:
+    elif task.rules.choices and difference(ours, plain_logits(whole, batch, task), 1.0) > CLOSE:
         whole, reason = None, f"{type(whole).__name__} reads another pooled output than this model"
-    # a class that does not read the body's own pooler leaves it out
-    lost = whole is not None and not any(name.startswith(f"{whole.base_model_prefix}.pooler.")
-                                         for name in whole.state_dict())
-    save_model(model, folder, names, tokenizer, own_pooler=lost)
-    if whole is not None:
+    if whole is None:
+        save_model(model, folder, names, tokenizer)
+    else:
         whole.save_pretrained(folder)
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.model_max_length = facts["max_seq_length"]
         tokenizer.save_pretrained(folder)
+        # a class that does not read the body's own pooler leaves it out
+        lost = not any(name.startswith(f"{whole.base_model_prefix}.pooler.") for name in whole.state_dict())
+        save_extra(model, folder, names, own_pooler=lost)
     model.encoder.bf16 = bf16
     model.to(device)
     plain = type(whole).__name__ if whole is not None else None
@@ -124,9 +122,9 @@ def write_export(model, task, split, folder, tokenizer, facts):
     (folder / "README.md").write_text(card(facts), encoding="utf-8")
     if plain is None:
         return {"class": None, "difference": None, "verified": None, "reason": reason}
-    reloaded = auto_class(task).from_pretrained(folder, dtype=torch.float32, use_safetensors=True,
+    reloaded = auto_class(task.kind).from_pretrained(folder, dtype=torch.float32, use_safetensors=True,
                                                 trust_remote_code=False).eval()
-    off = difference(ours, plain_logits(reloaded, batch, task))
+    off = difference(ours, plain_logits(reloaded, batch, task), 1.0)
     return {"class": plain, "difference": off, "verified": off <= CLOSE, "reason": None}
 
 
@@ -149,16 +147,7 @@ def describe_export(folder, export):
 
 def inputs_in_words(facts):
     """How an input is built."""
-    special = {
-        "COPA": "Two inputs, one a choice: (premise, a space, `What was the cause?` or `What happened as a"
-                " result?`; choice).",
-        "WiC": "(word, `: `, sentence1 with `* ` and ` *` around the word; sentence2, likewise).",
-        "WSC": "(text with `* ` and ` *` around the noun and `# ` and ` #` around the pronoun; the noun)."}
-    texts, choices = facts["fields"], facts["protocol_choices"]
-    plain = choices["copa_input"] == "both_choices" and choices["wic_input"] == "both_sentences" and (
-        choices["wsc_input"] == "marked")
-    words = special.get(facts["task"], f"({'; '.join(texts)}), as they are.") if plain else (
-        f"As protocol `{facts['protocol']}` reads {facts['task']} (docs/PROTOCOLS.md).")
+    words, choices = facts["inputs"], facts["protocol_choices"]
     if choices["text_case"] == "lower":
         words += " Lower-cased."
     if choices["cls_segment"] == "one":
@@ -181,8 +170,7 @@ def card(facts):
         f"At most {facts['max_seq_length']} tokens, the longer text cut first. Labels:"
         f" {', '.join(map(str, facts['labels'].values())) if facts['labels'] else 'a number'}.", ""]
     if facts["class"]:
-        auto = "AutoModelForMultipleChoice" if facts["kind"] == "multiple_choice" else (
-            "AutoModelForSequenceClassification")
+        auto = auto_class(facts["kind"]).__name__
         lines += ["```python", f"from transformers import AutoTokenizer, {auto}", "",
                   f'model = {auto}.from_pretrained("FOLDER")',
                   'tokenizer = AutoTokenizer.from_pretrained("FOLDER")', "```", ""]

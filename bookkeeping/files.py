@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bookkeeping.errors import InputError
+from bookkeeping.errors import InputError, shown
 from bookkeeping.signals import stop_if_asked
 
 LFS_POINTER = "version https://git-lfs"  # how the text begins that git-lfs keeps in place of a large file
@@ -51,6 +51,29 @@ def read_json(path, way_out):
         raise InputError(
             f"{path}: {type(content).__name__} found, expected the JSON object that a run wrote; {way_out}")
     return content
+
+
+STRICT = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
+
+def check_object(pairs):
+    """The dict of a JSON object's (name, value) pairs: json's object_pairs_hook. InputError where a name
+    stands twice, a text is no Unicode or a number is not finite, all of which json lets pass."""
+    record = {}
+    for name, value in pairs:
+        if name in record:
+            raise InputError(f"field {shown(name)} stands twice in one object, expected once")
+        try:
+            STRICT.encode([name, value]).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise InputError(f"field {shown(name)}: {half} found, half of a character, expected valid"
+                             " Unicode; write the text anew from its source") from None
+        except ValueError:
+            raise InputError(f"field {shown(name)}: {shown(value)} found, expected a finite number; leave it"
+                             " out, or write null") from None
+        record[name] = value
+    return record
 
 
 def json_checksum(content):

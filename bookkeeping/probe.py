@@ -197,9 +197,10 @@ def pools_with_its_own(probe, batch):
                      "curriculum's state is read from; choose another encoder")
 
 
-def difference(one, other):
-    """The largest difference of two tensors, relative to the largest entry of the first; NaN is infinite."""
-    off = (one - other).abs().max() / one.abs().max().clamp_min(1e-12)
+def difference(one, other, least=1e-12):
+    """The largest difference of two tensors, relative to the largest entry of the first, or to `least` where
+    that is larger; NaN is infinite."""
+    off = (one - other).abs().max() / one.abs().max().clamp_min(least)
     return off.nan_to_num(math.inf).item()
 
 

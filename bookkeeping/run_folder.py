@@ -13,9 +13,10 @@ from bookkeeping.errors import InputError
 from bookkeeping.files import sync, write_json, write_record
 from bookkeeping.machine import environment, peak_memory_bytes
 from bookkeeping.states import Saver
-from metrics import METRIC_NAMES, spoken
+from metrics import named_scores, spoken
 
 STATE_FOLDER = "state"  # of phase 4, which belongs to the run alone
+LIMITS = ("quiz_size", "max_train")  # flags by which a run uses less than all data
 NOT_SYNCED = ("tensorboard", "wandb")  # what trackers write, also while the run ends
 
 
@@ -260,7 +261,7 @@ def describe_inputs(inputs, drawn):
 def limits_of(data):
     """Texts that say which splits were not read whole. data: of result.json."""
     return [f"{name} {split['examples']} of {split['examples'] + split[f'over_{flag}']} (--{flag})"
-            for name, split in data.items() for flag in ("quiz_size", "max_train")
+            for name, split in data.items() for flag in LIMITS
             if isinstance(split, dict) and split.get(f"over_{flag}")]
 
 
@@ -276,8 +277,7 @@ def say_result(result, folder, say):
             continue
         dev = row["dev"]
         more = "".join(f"  {split} {spoken(row[split])}" for split in row if split != "dev")
-        f1 = "".join(f"  {METRIC_NAMES[metric]} {100 * dev[metric]:.1f}" for metric in METRIC_NAMES
-                     if metric in dev and metric not in ("accuracy", "mse"))
+        others = "".join(f"  {text}" for text in named_scores(dev))
         if "correct" in dev:
             counts = f"{dev['correct']:>5}/{dev['total']:<5} {100 * dev['accuracy']:5.1f}"
         else:
@@ -287,5 +287,5 @@ def say_result(result, folder, say):
         when = f"epoch {dev['epoch']}" if "epoch" in dev else f"episode {dev['episode']}"
         reused = "  reused" if name in result["reused"] else ""
         seconds = result["seconds"].get(name, result["seconds"].get("mpdistil", 0))
-        say(f"  {name:<14} {counts}{f1}{more}  {when}  {seconds:.0f} s{reused}")
+        say(f"  {name:<14} {counts}{others}{more}  {when}  {seconds:.0f} s{reused}")
     say(f"result.json, metrics.jsonl, predictions/ and models/ are in {folder}")

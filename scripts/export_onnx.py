@@ -12,14 +12,15 @@ import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import torch
-from transformers import AutoModelForMultipleChoice, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoTokenizer
 
 from lib.commands import exit_code
 
 from arguments import OneLineParser
 from bookkeeping.errors import InputError, TrainingError, one_line
+from bookkeeping.export import auto_class
+from bookkeeping.probe import difference
 from predict import find_model
 
 EXTRAS = {"onnx": "1.23.2", "onnxscript": "0.7.2", "onnxruntime": "1.32.0"}  # tried with torch 2.13
@@ -38,7 +39,7 @@ class Logits(torch.nn.Module):
         return self.model(**dict(zip(self.names, inputs))).logits
 
 
-def inputs_of(tokenizer, model, choices, count):
+def inputs_of(tokenizer, choices, count):
     """`count` examples of pairs of TEXTS as tensors; of choices `choices` inputs each."""
     rows = count * (choices or 1)
     pairs = [(TEXTS[n % len(TEXTS)], TEXTS[(n + count) % len(TEXTS)]) for n in range(rows)]
@@ -53,11 +54,10 @@ def export(path):
         raise InputError(f"{folder}: plain transformers has no class for this model"
                          f" ({facts['why_no_class']}); it cannot be written as ONNX")
     choices = len(facts["labels"]) if facts["kind"] == "multiple_choice" else 0
-    auto = AutoModelForMultipleChoice if choices else AutoModelForSequenceClassification
-    model = auto.from_pretrained(folder, attn_implementation="eager", dtype=torch.float32,
-                                 trust_remote_code=False).eval()
+    model = auto_class(facts["kind"]).from_pretrained(folder, attn_implementation="eager",
+                                                      dtype=torch.float32, trust_remote_code=False).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    given = inputs_of(tokenizer, model, choices, 2)
+    given = inputs_of(tokenizer, choices, 2)
     names, target = list(given), folder / "model.onnx"
     length = torch.export.Dim("length", min=2, max=facts["max_seq_length"])
     sizes = {0: torch.export.Dim("batch", min=1, max=4096), (2 if choices else 1): length}
@@ -79,10 +79,9 @@ def check(target, tokenizer, model, choices):
     import onnxruntime
     session, worst = onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"]), 0.0
     for count in (1, 3):
-        given = inputs_of(tokenizer, model, choices, count)
-        ours = model(**given).logits.numpy()
+        given = inputs_of(tokenizer, choices, count)
         found = session.run(["logits"], {name: value.numpy() for name, value in given.items()})[0]
-        worst = max(worst, float(np.abs(found - ours).max() / max(1.0, np.abs(ours).max())))
+        worst = max(worst, difference(model(**given).logits, torch.from_numpy(found), 1.0))
     if not worst <= CLOSE:
         target.unlink()
         raise TrainingError(f"{target}: onnxruntime gives other logits than the model (by {worst:.1e}, at"

@@ -32,7 +32,7 @@ from data_utils import (
     read_tsv,
     rename,
 )
-from metrics import METRIC_NAMES, score, spoken
+from metrics import named_scores, score, spoken
 from models import Heads, load_encoder, load_heads
 from tasks import TASKS, described_task, protocol_task
 
@@ -125,9 +125,7 @@ def predict_file(args):
         print(text, end="")
     if split.labelled:
         found = score(task, task.rules.answer(outputs).tolist(), split.labels)
-        others = [f"{METRIC_NAMES[name]} {100 * found[name]:.1f}" for name in METRIC_NAMES if name in found
-                  and name != "mse"]
-        print(f"{task.name}: {spoken(found)}; {', '.join(others)}", file=sys.stderr)
+        print(f"{task.name}: {spoken(found)}; {', '.join(named_scores(found, without=()))}", file=sys.stderr)
 
 
 def main(argv=None):

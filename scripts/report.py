@@ -8,7 +8,6 @@ is gone the page says so. Needs scripts/requirements.txt (matplotlib).
 """
 import argparse
 import io
-import json
 import sys
 from html import escape
 from importlib.util import find_spec
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from lib.commands import exit_code
+from lib.run_records import read_lines
 from lib.statistics import exact_interval
 
 from arguments import OneLineParser, resolve_protocol, with_defaults
@@ -24,7 +24,7 @@ from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, read_record
 from bookkeeping.run_folder import limits_of
 from data_utils import read_task
-from metrics import METRIC_NAMES, floor_of, read_predictions
+from metrics import METRIC_NAMES, first_metric, floor_of, read_predictions
 from tasks import find_task, protocol_task
 
 SHOWN = 40  # examples on which teacher and student differ
@@ -49,10 +49,6 @@ code{{overflow-wrap:anywhere}}@media print{{h2{{break-after:avoid}}figure,tr{{br
 
 
 # --- reading ------------------------------------------------------------------------------------------------
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
 
 def read_run(folder):
     """{"result", "args", "metrics", "trajectories"} of a finished run."""
@@ -121,8 +117,9 @@ def figure(draw, caption, width=9, height=3):
     import matplotlib  # here: it may not be installed
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
-    with matplotlib.rc_context({"svg.hashsalt": "mpdistil", "svg.fonttype": "path", "font.size": 9,
-                                "axes.spines.top": False, "axes.spines.right": False}):
+
+    from lib.figures import SETTINGS
+    with matplotlib.rc_context(SETTINGS):
         canvas, text = Figure(figsize=(width, height), layout="constrained"), io.StringIO()
         draw(canvas)
         for axes in canvas.axes:
@@ -135,7 +132,7 @@ def figure(draw, caption, width=9, height=3):
 
 def level_of(scores):
     """(name, value in percent) of a line's first score on dev."""
-    name = next(name for name in scores if name in METRIC_NAMES)
+    name = first_metric(scores)
     return METRIC_NAMES[name], 100 * scores[name]
 
 

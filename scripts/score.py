@@ -20,7 +20,7 @@ from lib.statistics import exact_interval
 from arguments import OneLineParser
 from bookkeeping.errors import InputError
 from data_utils import LAYOUTS, build_examples, read_described
-from metrics import METRIC_NAMES, floor_of, read_predictions, score
+from metrics import floor_of, named_scores, read_predictions, score
 from tasks import find_task
 
 READERS = {f".{ending}": read for ending, read, _ in LAYOUTS}
@@ -54,7 +54,7 @@ def row_of(task, predicted, labels):
         interval = [f"{100 * end:.1f}" for end in exact_interval(found["correct"], found["total"])]
         cells = [f"{found['correct']}/{found['total']}", f"{100 * found['accuracy']:.1f}",
                  " to ".join(interval)]
-    others = [f"{METRIC_NAMES[name]} {100 * found[name]:.1f}" for name in task.metrics if name != "accuracy"]
+    others = named_scores(found)
     if "constant" in found:
         others.append(f"constant {found['constant']}")
     floor = floor_of(task, rules.describe(given, task)).get("accuracy")

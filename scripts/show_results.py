@@ -12,7 +12,7 @@ from pathlib import Path
 import lib  # noqa: F401  the path to the project's modules
 
 from bookkeeping.run_folder import limits_of
-from metrics import METRIC_NAMES, spoken
+from metrics import METRIC_NAMES, first_metric, named_scores, spoken
 
 
 def mean(values):
@@ -60,10 +60,8 @@ def rows_of(folder, shown):
         when = f"epoch {dev['epoch']}" if "epoch" in dev else f"episode {dev['episode']}"
         seconds = result["seconds"].get(row, result["seconds"].get("mpdistil"))
         level = f"{100 * dev['accuracy']:.1f}" if "accuracy" in dev else ""
-        others = [f"{METRIC_NAMES[metric]} {100 * dev[metric]:.1f}" for metric in METRIC_NAMES
-                  if metric in dev and metric not in ("accuracy", "mse")]
-        others = ", ".join([*others, *(f"{split} {spoken(figures[split])}" for split in figures
-                                       if split != "dev")])
+        others = ", ".join([*named_scores(dev), *(f"{split} {spoken(figures[split])}" for split in figures
+                                                  if split != "dev")])
         yield f"| {name} | {row} | {spoken(dev)} | {level} | {others} | {when} | {seconds:.0f} |"
 
 
@@ -78,7 +76,7 @@ def signal_of(folder):
     parts = [f"{mean([line[key] for line in part]):.4f}" for key in ("reward", "entropy")
              for part in (episodes[:fifth], episodes[-fifth:])]
     dev = [line["scores"]["dev"] for line in episodes if "dev" in line["scores"]]
-    level = next(name for name in dev[0] if name in METRIC_NAMES) if dev else ""
+    level = first_metric(dev[0]) if dev else ""
     score = f"{METRIC_NAMES[level]} {100 * mean([scores[level] for scores in dev]):.1f}" if dev else ""
     return f"| {folder.parent.name}/{folder.name} | {len(episodes)} | {' | '.join(parts)} | {score} |"
 

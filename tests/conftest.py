@@ -145,6 +145,19 @@ def glue(tmp_path_factory):
     return root
 
 
+def as_words(settings):
+    """The words of a command line: {flag: value, values, or whether it is given}."""
+    words = []
+    for name, value in settings.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif isinstance(value, (list, tuple)):
+            words += [f"--{name}", *map(str, value)]
+        elif value is not None and value is not False:
+            words += [f"--{name}", str(value)]
+    return words
+
+
 @pytest.fixture
 def command(encoders, data_dir, tmp_path):
     """Run main_superglue's command line, small; flags given replace the small ones. Returns (exit code,
@@ -155,16 +168,8 @@ def command(encoders, data_dir, tmp_path):
             "teacher_epochs": 1, "epochs": 1, "meta_epochs": 1, "num_episodes": 2, "val_dataloader_size": 4,
             "output_dir": tmp_path / folder, "device": "cpu", "max_seq_length": 64, **flags
         }
-        argv = []
-        for name, value in settings.items():
-            if value is True:
-                argv.append(f"--{name}")
-            elif isinstance(value, (list, tuple)):
-                argv += [f"--{name}", *map(str, value)]
-            elif value is not None and value is not False:
-                argv += [f"--{name}", str(value)]
         try:
-            code = main_superglue.main(parse_arguments(argv))
+            code = main_superglue.main(parse_arguments(as_words(settings)))
         except SystemExit as stop:  # argparse's own errors
             code = stop.code
         return code, Path(settings["output_dir"])

@@ -11,7 +11,7 @@ import transformers
 import export_onnx
 import predict
 from bookkeeping import export
-from conftest import ROOT, read_lines
+from conftest import ROOT, as_words, read_lines
 from data_utils import read_task
 from families import FAMILIES, make_family
 from tasks import TASKS, find_task
@@ -77,37 +77,10 @@ def runs(tmp_path_factory, encoders, data_dir, glue):
         ("SST-2", glue),
         ("News", root / "own"),
     ):
-        words = [
-            "--task",
-            task,
-            "--data_dir",
-            str(data),
-            "--tasks",
-            task,
-            "--teacher_model",
-            str(encoders["bert"]),
-            "--nlayers",
-            "2",
-            "--teacher_epochs",
-            "2",
-            "--epochs",
-            "2",
-            "--meta_epochs",
-            "1",
-            "--num_episodes",
-            "1",
-            "--val_dataloader_size",
-            "2",
-            "--device",
-            "cpu",
-            "--max_seq_length",
-            "64",
-            "--learning_rate",
-            "3e-3",
-            "--output_dir",
-            str(root / "runs" / task),
-        ]
-        assert main_superglue.main(parse_arguments(words)) == 0
+        flags = dict(task=task, data_dir=data, tasks=[task], teacher_model=encoders["bert"], nlayers=2,
+                     teacher_epochs=2, epochs=2, meta_epochs=1, num_episodes=1, val_dataloader_size=2,
+                     device="cpu", max_seq_length=64, learning_rate=3e-3, output_dir=root / "runs" / task)
+        assert main_superglue.main(parse_arguments(as_words(flags))) == 0
         found[task] = root / "runs" / task
     return found
 

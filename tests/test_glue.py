@@ -18,7 +18,7 @@ import score
 from arguments import parse_arguments
 from bookkeeping.errors import InputError
 from bookkeeping.files import write_record
-from conftest import read_lines
+from conftest import as_words, read_lines
 from data_utils import PARTS, curriculum_tasks, read_dataset, read_hub, read_task, split_train_quiz, strata_of
 from metrics import floor_of
 from metrics import score as score_of
@@ -433,50 +433,15 @@ def test_scores_by_hand(name, answers, labels, expected):
 def runs_of_table_4(glue, encoders, tmp_path_factory):
     """STS-B with two seeds, MNLI and SST-2 with one; shared phases once."""
     root = tmp_path_factory.mktemp("table_4")
-    small = [
-        "--nlayers",
-        "2",
-        "--teacher_epochs",
-        "1",
-        "--epochs",
-        "2",
-        "--meta_epochs",
-        "1",
-        "--num_episodes",
-        "2",
-        "--val_dataloader_size",
-        "2",
-        "--device",
-        "cpu",
-        "--max_seq_length",
-        "64",
-        "--quiz_size",
-        "4",
-    ]
+    small = dict(nlayers=2, teacher_epochs=1, epochs=2, meta_epochs=1, num_episodes=2, val_dataloader_size=2,
+                 device="cpu", max_seq_length=64, quiz_size=4, learning_rate="1e-3", data_dir=glue,
+                 teacher_model=encoders["bert"])
     for task, seed in (("STS-B", 42), ("STS-B", 43), ("MNLI", 42), ("SST-2", 42)):
-        for curriculum, more in (("policy", ["--undistilled", "--kd_200"]), ("uniform", [])):
-            words = [
-                "--task",
-                task,
-                "--seed",
-                str(seed),
-                "--curriculum",
-                curriculum,
-                "--data_dir",
-                str(glue),
-                "--tasks",
-                task,
-                "STS-B",
-                "--teacher_model",
-                str(encoders["bert"]),
-                "--learning_rate",
-                "1e-3",
-                "--output_dir",
-                str(root / task / f"{seed}-{curriculum}"),
-                *small,
-                *more,
-            ]
-            assert main_superglue.main(parse_arguments(words)) == 0
+        for curriculum, controls in (("policy", True), ("uniform", False)):
+            flags = dict(task=task, seed=seed, curriculum=curriculum, tasks=[task, "STS-B"],
+                         undistilled=controls, kd_200=controls,
+                         output_dir=root / task / f"{seed}-{curriculum}")
+            assert main_superglue.main(parse_arguments(as_words({**small, **flags}))) == 0
     return root
 
 

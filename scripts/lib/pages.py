@@ -4,7 +4,6 @@ from lib.formats import probability, span
 from lib.rows import MPDISTIL, ROWS, label_of
 from lib.run_records import batches_of, environments_of, mixture_of, process_seconds
 from lib.tables import (
-    LIMITS,
     count_table,
     difference_table,
     factor_table,
@@ -20,6 +19,7 @@ from lib.tables import (
 )
 
 from arguments import parse_arguments, with_defaults
+from bookkeeping.run_folder import LIMITS
 from tasks import TASKS
 
 # flags that the page names anyway

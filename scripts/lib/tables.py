@@ -8,7 +8,7 @@ from lib.formats import percent, probability, span
 from lib.rows import MPDISTIL, ROWS, label_of
 from lib.statistics import chance_of_wins, count_wins, expected_best
 
-from bookkeeping.run_folder import limits_of
+from bookkeeping.run_folder import LIMITS, limits_of
 from metrics import METRIC_NAMES
 
 # the columns of a table that are of another one's task, and of its second dev set
@@ -114,9 +114,6 @@ def cell_lines(found, table):
     header = ["task", "metric", "row", "seed", "percent", "correct", "total", "paper_percent", "same_run_as",
               *LIMITS]
     return header, lines
-
-
-LIMITS = ("quiz_size", "max_train")  # flags by which a run uses less than all data
 
 
 def limit_text(found):

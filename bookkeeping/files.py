@@ -1,4 +1,5 @@
 """Files that are whole or not there: written under another name, synced, renamed; checksums; locks."""
+import errno
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ from filelock import FileLock, Timeout
 from bookkeeping.errors import InputError, shown
 from bookkeeping.signals import stop_if_asked
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what flock answers where a file system has none
 LFS_POINTER = "version https://git-lfs"  # how the text begins that git-lfs keeps in place of a large file
 
 
@@ -120,8 +122,9 @@ def publish(part, folder):
 @contextmanager
 def lock(path, say=None, busy=None):
     """Hold a lock file; the operating system frees it with the process, however that ends. If another process
-    holds it: InputError with the text `busy`, or else say so and wait."""
-    held = FileLock(path)
+    holds it: InputError with the text `busy`, or else say so and wait. InputError where the file system has
+    no such locks."""
+    held = FileLock(path, fallback_to_soft=False)
     try:
         held.acquire(timeout=0)
     except Timeout:
@@ -134,6 +137,11 @@ def lock(path, say=None, busy=None):
                 break
             except Timeout:
                 stop_if_asked()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise InputError(f"{path}: the file system has no locks (flock: {error.strerror}); give"
+                         " --output_dir and --phase_dir on one that has (docs/CLUSTER.md)") from None
     try:
         yield
     finally:

@@ -109,7 +109,7 @@ class RunFolder:
 
     def new_saver(self, folder, identity):
         """A Saver as --save_seconds wants it, whose cost result.json will tell."""
-        self.savers.append(Saver(folder, identity, self.save_seconds, self.say))
+        self.savers.append(Saver(folder, identity, self.save_seconds, self.say, self.path.name))
         return self.savers[-1]
 
     def say(self, text):

@@ -175,10 +175,12 @@ def weights_are_finite(module):
 
 class Saver:
     """The state of one phase: when it is saved, and where. folder: of the state; identity: what the state
-    belongs to, a hash; seconds: longest time between two saves; say: for lines in the log."""
+    belongs to, a hash; seconds: longest time between two saves; say: for lines in the log; run: the name of
+    the run that saves, which the state tells."""
 
-    def __init__(self, folder, identity, seconds, say):
+    def __init__(self, folder, identity, seconds, say, run=None):
         self.folder, self.identity, self.seconds, self.say = Path(folder), identity, seconds, say
+        self.run = run
         self.began = self.last = time.perf_counter()
         self.cost, self.saves, self.number, self.found = 0.0, 0, 0, None
 
@@ -247,7 +249,7 @@ class Saver:
             part.unlink(missing_ok=True)
             raise OSError(f"{part}: cannot be written ({error}); the state before it is whole") from None
         sync(part)
-        record = {"identity": self.identity, "sha256": checksum(part), "values": values}
+        record = {"identity": self.identity, "run": self.run, "sha256": checksum(part), "values": values}
         os.replace(part, path)
         write_record(path.with_suffix(".json"), record)
         sync(self.folder)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from lib.commands import exit_code
 from lib.jobs import Job, absolute, absolute_encoders
+from lib.local import Sweep
 from lib.rates import RATES_FILE, choose, describe
 from lib.run_records import encoder_of
 
@@ -27,7 +28,6 @@ from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, write_record
 from bookkeeping.identity import provenance_of
 from data_utils import read_task, split_train_quiz, strata_of
-from sweep import Sweep
 from tasks import find_task
 
 FIRST_SEED = 1001  # of data division and training; tables use 42 and up

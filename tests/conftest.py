@@ -118,6 +118,13 @@ def pytest_sessionfinish(session):
         Path(path).write_text(module.page(), encoding="utf-8")
 
 
+def pytest_terminal_summary(terminalreporter):
+    """What could not be tested here is said at the end, not hidden in a count."""
+    for report in terminalreporter.stats.get("skipped", ()):
+        if "NOT TESTED" in str(report.longrepr):
+            terminalreporter.write_line(f"{report.nodeid}: {report.longrepr[2]}", yellow=True)
+
+
 @pytest.fixture(scope="session")
 def encoders(tmp_path_factory):
     """kind -> folder."""

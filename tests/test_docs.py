@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from lib.slurm import OURS
+
 from arguments import Protocol, build_parser, parse_arguments
 from conftest import ROOT, read_lines
 
@@ -87,11 +89,13 @@ def test_relative_links_lead_somewhere(page):
 
 @pytest.fixture(scope="module")
 def flags():
-    """Every flag of main_superglue.py, of the scripts, of the tests, and those that a worked change adds."""
+    """Every flag of main_superglue.py, of the scripts, of the tests, those that a worked change adds, and
+    those of other programs that pages name."""
     declared = re.compile(r'(?:add_argument|addoption|flag)\(\s*"(--\w+)"')
     worked = (ROOT / "docs" / "CONTRIBUTING.md").read_text(encoding="utf-8")
     return {*build_parser()._option_string_actions,
             *re.findall(r'^\+ +flag\("(--\w+)"', worked, re.MULTILINE),
+            *OURS, *"--partition --gres --time --signal --cpus-per-task --nonblock --exclude".split(),
             *(flag for path in CODE for flag in declared.findall(path.read_text(encoding="utf-8")))}
 
 

@@ -1,6 +1,7 @@
 """A run that is ended at any moment goes on from there and leaves the same; locks, signals, full disks,
 damaged files."""
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -442,3 +443,15 @@ def test_a_lock_waits_for_another_thread(tmp_path):
     held.release()
     thread.join()
     assert order == ["first", "second"] and len(said) == 1 and "waiting" in said[0]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said(number, command, monkeypatch, capsys):
+    def flock(file, how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    code, _ = command(**SMALL)
+    error = capsys.readouterr().err
+    assert code == 2 and f"the file system has no locks (flock: {os.strerror(number)})" in error
+    assert error.count("\n") == 1 and "docs/CLUSTER.md" in error

@@ -223,17 +223,24 @@ def part_of_the_run(settings):
 
 
 # --- the protocols: where the paper's description and the authors' released code differ ---------------------
-# `paper` is the default of every field, `released` its other value. --protocol picks one, --set NAME=VALUE
-# overrides single choices. docs/PROTOCOLS.md says what each means.
+# `paper` is the default of every field, `released` the other value of a choice. A reading is of a point that
+# the sources leave open. --protocol picks one, --set NAME=VALUE overrides single choices and readings.
+# docs/PROTOCOLS.md says what each means.
 
 def choice(paper, released, row):
     """A field with two values; row: METHOD.md's number of the difference."""
-    return field(default=paper, metadata={"values": (paper, released), "row": row})
+    return field(default=paper, metadata={"values": (paper, released), "released": released, "row": row})
+
+
+def reading(default, other, row):
+    """A field about a point that the sources leave open: two values, the first one in both protocols."""
+    return field(default=default, metadata={"values": (default, other), "released": default, "row": row})
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A named choice per difference that matters in code, and behind it where it is read."""
+    """A named choice per difference that matters in code, then the readings; behind each where it is
+    read."""
     copa_input: str = choice("both_choices", "first_choice", 1)            # tasks.protocol_task
     wic_input: str = choice("both_sentences", "first_sentence", 2)         # tasks.protocol_task
     wsc_input: str = choice("marked", "span_index", 3)                     # tasks.protocol_task
@@ -253,16 +260,22 @@ class Protocol:
     data_order: str = choice("own_generators", "global_generator", 19)     # data_utils.RandomStreams
     zero_grad: str = choice("none", "zeros", 20)                           # meta_policy.apply_gradients
     reward_precision: str = choice("own", "float32", 21)                   # curriculum.train_curriculum
+    pkd_layers: str = reading("first", "skip", 22)                         # meta_policy.teacher_layers
+    soft_loss: str = reading("probabilities", "logits", 23)                # meta_policy.distillation_loop
+    meta_term: str = reading("constant", "attached", 26)                   # curriculum.train_curriculum
+    advantage: str = reading("episode_mean", "step_mean", 27)              # curriculum.train_curriculum
+    reward_of: str = reading("level", "improvement", 28)                   # curriculum.train_curriculum
 
 
 PROTOCOLS = {"paper": Protocol(),
-             "released": Protocol(**{f.name: f.metadata["values"][1] for f in fields(Protocol)})}
+             "released": Protocol(**{f.name: f.metadata["released"] for f in fields(Protocol)})}
 
 
 def resolve_protocol(args):
     """The Protocol of --protocol with the NAME=VALUE overrides of --set. InputError where other flags
     contradict it."""
     values = {f.name: f.metadata["values"] for f in fields(Protocol)}
+    readings = [f.name for f in fields(Protocol) if f.metadata["released"] == f.default]
     changes = {}
     for text in args.set:
         key, _, value = text.partition("=")
@@ -270,8 +283,9 @@ def resolve_protocol(args):
             raise InputError(
                 f"--set {text}: {key!r} found, expected NAME=VALUE with NAME one of {', '.join(values)}")
         if value not in values[key]:
-            raise InputError(f"--set {text}: {value!r} found, expected {key}={values[key][0]} (paper) or"
-                             f" {key}={values[key][1]} (released)")
+            first, second = ("the default", "its other reading") if key in readings else ("paper", "released")
+            raise InputError(f"--set {text}: {value!r} found, expected {key}={values[key][0]} ({first}) or"
+                             f" {key}={values[key][1]} ({second})")
         changes[key] = value
     protocol = replace(PROTOCOLS[args.protocol], **changes)
     if protocol.phase_order == "alternating" and args.meta_epochs != args.epochs:
@@ -279,4 +293,10 @@ def resolve_protocol(args):
             f"--meta_epochs {args.meta_epochs}, --epochs {args.epochs}: with phase_order=alternating"
             " (--protocol released) phases 2 and 3 take turns, so both need the same number; give both flags"
             " the same value")
+    if protocol.reward_of == "improvement" and (
+            protocol.reward_weights, protocol.student_update) != ("after_update", "each_step"):
+        raise InputError("--set reward_of=improvement: the reward is what a step's update changes, but with"
+                         f" reward_weights={protocol.reward_weights} and"
+                         f" student_update={protocol.student_update} none is between; set"
+                         " reward_weights=after_update and student_update=each_step too")
     return protocol

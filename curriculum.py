@@ -39,9 +39,9 @@ def curriculum_state(state_predictor, pooler_weight):
 
 
 def student_loss(ce, p_student, p_meta_teacher):
-    """L_S = CE(S_a(x), y) - mean p_S(y|x) + mean p_T'(y|h_S(x)) (METHOD.md phase 4); the last term is a
-    constant for the student. ce: scalar; p_student, p_meta_teacher: (batch)."""
-    return ce - p_student.mean() + p_meta_teacher.detach().mean()
+    """L_S = CE(S_a(x), y) - mean p_S(y|x) + mean p_T'(y|h_S(x)) (METHOD.md phase 4). ce: scalar; p_student,
+    p_meta_teacher: (batch). Whether the last term has a gradient is row 26."""
+    return ce - p_student.mean() + p_meta_teacher.mean()
 
 
 def binary_reward(p_student, p_meta_teacher, quiz_size, dtype=None):
@@ -82,6 +82,15 @@ def advantages_of(rewards, discount=DISCOUNT, discount_from="each_step"):
     return returns - returns.mean()
 
 
+def step_advantages(returns, baseline):
+    """Returns minus a baseline that depends on the step's position alone: the running mean of the returns at
+    that position over the episodes before (METHOD.md row 27). Such a baseline depends on no action of the
+    episode, so that the gradient's expectation stays what it is (Sutton and Barto, 2nd edition, section
+    13.4); it takes off what a return owes to the number of steps that are left. returns: (steps); baseline:
+    (steps), or None in the first episode, which has nothing to be compared with: 0. -> (steps)."""
+    return torch.zeros_like(returns) if baseline is None else returns - baseline
+
+
 def policy_loss(advantages, log_probabilities):
     """- mean over steps of advantage * log pi(action | state) (METHOD.md phase 4). Both: (steps) ->
     scalar."""
@@ -109,6 +118,9 @@ class CurriculumTraining(Training):
     discount_from: str
     quiz_batches: str
     reward_precision: str
+    meta_term: str
+    advantage: str
+    reward_of: str
 
 
 @dataclass
@@ -134,6 +146,18 @@ class Episode:
     begun: dict | None = None
     gradient_norm: torch.Tensor | None = None
     seconds: float = 0.0
+
+
+@dataclass
+class StepBaseline:
+    """Running mean of the returns at each step of an episode, (steps), over the episodes so far."""
+    episodes: int = 0
+    mean: torch.Tensor | None = None
+
+    def add(self, returns):
+        self.episodes += 1
+        before = torch.zeros_like(returns) if self.mean is None else self.mean
+        self.mean = before + (returns - before) / self.episodes
 
 
 class QuizBatches:
@@ -188,6 +212,11 @@ def fixed_state(student, values):
     for name, value in values.items():
         copies[name].data.copy_(value)
     return curriculum_state(lambda x: F.linear(x, copies["weight"], copies["bias"]), copies["pooler"])
+
+
+def shortest(tensor):
+    """A tensor's values as a list of the shortest decimals that give them back. (1, n) -> n numbers."""
+    return tensor.cpu().numpy().ravel().astype(str).astype(float).tolist()
 
 
 def gradient_norm(module):
@@ -248,9 +277,18 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
     decider = Trained(policy, make_optimizer(policy, settings.policy_learning_rate, settings))
     batches = QuizBatches(quiz, settings.batch_size, settings.quiz_batches, streams)
     best, episode, meter = evaluator.best(), Episode(p_teacher=p_teacher), Meter(student)
+    baseline = StepBaseline()
     state = {"student": learner, "policy": decider, "streams": streams, "random": GlobalGenerators(),
-             "batches": batches, "best": best, "episode": episode, "meter": meter, "log": log}
+             "batches": batches, "best": best, "episode": episode, "baseline": baseline, "meter": meter,
+             "log": log}
     saver.restore(state, device)
+
+    def p_student_of(indices):
+        """p_S(y|x) of a batch of the main quiz, by the weights as they are now, for the reward."""
+        rewarding()
+        batch = main_quiz.batch(indices, device)
+        with torch.no_grad():
+            return main_rules.agreement(student(main_task, batch)[0], batch.labels)
 
     def choose():
         """An action, from the curriculum's state as it is now, which is kept for the policy's loss."""
@@ -292,6 +330,8 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
                 else:
                     episode.used.append(episode.upcoming)
 
+                p_before = p_student_of(indices) if settings.reward_of == "improvement" else None
+
                 # the student learns from a quiz batch of the chosen task (row 12)
                 name = names[episode.used[-1]]
                 taken, rules = batches.next(name), quiz[name].task.rules
@@ -299,7 +339,7 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
                 set_training(student, settings.dropout, evaluated)
                 outputs, pooled = student(name, batch)
                 ce, p_student = rules.loss(outputs, batch.labels), rules.agreement(outputs, batch.labels)
-                with torch.no_grad():
+                with torch.set_grad_enabled(settings.meta_term == "attached"):  # row 26
                     p_meta_teacher = rules.agreement(meta_teacher(name, pooled), batch.labels)
                 loss = student_loss(ce, p_student, p_meta_teacher)
                 figures = {"loss": loss, "ce": ce, "p_student": p_student.mean(),
@@ -318,13 +358,12 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
                 if settings.reward_weights == "before_episode":
                     p_student = episode.p_before[places]
                 else:
-                    rewarding()
-                    batch = main_quiz.batch(indices, device)
-                    with torch.no_grad():
-                        p_student = main_rules.agreement(student(main_task, batch)[0], batch.labels)
+                    p_student = p_student_of(indices)
                 dtype = torch.float32 if settings.reward_precision == "float32" else None
-                reward = REWARDS[settings.reward](p_student, episode.p_teacher[places], len(main_quiz),
-                                                    dtype)
+                reward_of = functools.partial(REWARDS[settings.reward], quiz_size=len(main_quiz), dtype=dtype)
+                reward = reward_of(p_student, episode.p_teacher[places])
+                if p_before is not None:  # row 28: what the step changed
+                    reward = reward - reward_of(p_before, episode.p_teacher[places])
                 episode.rewards.append(reward)
                 if not finite:
                     break  # meter.means() says what and where
@@ -337,7 +376,12 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
             if settings.state_gradient == "attached" and settings.curriculum == "policy":
                 states = [state_of_episode] * len(states)
             log_pis = torch.stack([log_pi(seen) for seen in states])
-            advantages = advantages_of(rewards, discount_from=settings.discount_from)
+            if settings.advantage == "episode_mean":
+                advantages = advantages_of(rewards, discount_from=settings.discount_from)
+            else:
+                returns = discounted_returns(rewards, discount_from=settings.discount_from)
+                advantages = step_advantages(returns, baseline.mean)
+                baseline.add(returns)
             loss = policy_loss(advantages, log_pis[range(len(episode.credited)), episode.credited])
             updates = {"policy_loss": loss.detach()}
             if settings.curriculum == "policy":
@@ -358,9 +402,10 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
                       entropy=torch.stack([entropy(row) for row in log_pis]).mean().item(),
                       learning_rate=settings.learning_rate, scores=scores, best=improved,
                       seconds=time.perf_counter() - start)
+            seen = {"state": shortest(episode.states[0])} if settings.curriculum == "policy" else {}
             log.trajectory(episode=episode.number, actions=[names[action] for action in episode.used],
                            credited=[names[action] for action in episode.credited], rewards=rewards.tolist(),
-                           advantages=advantages.tolist(), probabilities=log_pis.exp().tolist())
+                           advantages=advantages.tolist(), probabilities=log_pis.exp().tolist(), **seen)
             episode.number, episode.order, episode.seconds = episode.number + 1, None, 0.0
             saver.consider(state, at_end=True)
     finish_best(best, student, "mpdistil")

@@ -59,6 +59,7 @@ from meta_policy import (
     distillation_loop,
     meta_teacher_loop,
     run_epochs,
+    teacher_layers,
     train_meta_teacher,
     train_teacher,
 )
@@ -172,7 +173,7 @@ def fine_tune(lab):
     outputs = lab.stored_outputs(phase, lambda: load_encoder(phase.folder, lab.bf16).to(lab.device))
     read = {split: 0 for split in inputs.answered}
     if args.stop_after != "teacher":
-        read |= {"quiz": 0, "train": args.nlayers - 1 if args.beta > 0 else 0}
+        read |= {"quiz": 0, "train": max(lab.compared_layers(args.beta), default=0)}
     outputs.prepare(*((inputs.data[split], layers) for split, layers in read.items()))
     teacher = Teacher(heads, outputs, phase)
     lab.add_row("teacher", phase, teacher.predict)
@@ -461,7 +462,14 @@ class Experiment:
         """The settings of phase 2."""
         args = self.inputs.args
         return self.training(Distillation, args.epochs, args.train_dataloader_size, args.learning_rate,
-                             nlayers=args.nlayers, temperature=temperature, alpha=alpha, beta=beta)
+                             nlayers=args.nlayers, temperature=temperature, alpha=alpha, beta=beta,
+                             compared=self.compared_layers(beta))
+
+    def compared_layers(self, beta):
+        """The teacher's layers that pkd compares; none where it has no weight."""
+        inputs = self.inputs
+        return teacher_layers(inputs.checkpoints.teacher_layers, inputs.args.nlayers,
+                              inputs.protocol.pkd_layers) if beta > 0 else []
 
     def meta_training(self):
         """The settings of phase 3."""

@@ -28,6 +28,19 @@ def pkd_loss(student_states, teacher_states):
     return F.mse_loss(F.normalize(student_states, dim=-1), F.normalize(teacher_states, dim=-1))
 
 
+def teacher_layers(depth, nlayers, pkd_layers):
+    """The teacher's layers that layers 1..n-1 of the student are compared with by pkd, counted from 1
+    (METHOD.md row 22). depth: the teacher's layers N, at least n. "first": 1..n-1; "skip": every (N/n)-th,
+    rounded down where n does not divide N."""
+    return [number * depth // nlayers if pkd_layers == "skip" else number for number in range(1, nlayers)]
+
+
+def soft_logits_loss(teacher_logits, student_logits):
+    """soft = MSE(T'(h_T), S), of the logits, mean over all elements, without a temperature (METHOD.md row
+    23). Both: (batch, classes)."""
+    return F.mse_loss(student_logits, teacher_logits)
+
+
 def distillation_loss(soft, ce, pkd, alpha, beta):
     """L = alpha * soft + (1 - alpha) * CE + beta * pkd (METHOD.md phase 2). Scalars."""
     return alpha * soft + (1 - alpha) * ce + beta * pkd
@@ -74,11 +87,14 @@ class Training:
 
 @dataclass(frozen=True)
 class Distillation(Training):
-    """Settings of phase 2."""
+    """Settings of phase 2. compared: the teacher's layers that pkd compares, as teacher_layers gives them;
+    none without pkd. soft_loss is the protocol's."""
     nlayers: int
     temperature: float
     alpha: float
     beta: float
+    compared: list
+    soft_loss: str
 
 
 @dataclass(frozen=True)
@@ -289,13 +305,16 @@ def distillation_loop(phase, student, teacher_heads, teacher_outputs, train, set
         ce = rules.loss(outputs, batch.labels)
         soft = pkd = ce.new_zeros(())
         if teacher_outputs is not None:
-            layers = len(states) if settings.beta > 0 else 0
-            teacher_pooled, teacher_states = teacher_outputs.outputs(train, indices, layers=layers)
+            deepest = max(settings.compared, default=0)
+            teacher_pooled, teacher_states = teacher_outputs.outputs(train, indices, layers=deepest)
             with torch.no_grad():
                 teacher_logits = teacher_heads.eval()(task, teacher_pooled)
-            soft = rules.soft_loss(teacher_logits, outputs, settings.temperature)
+            if settings.soft_loss == "probabilities":
+                soft = rules.soft_loss(teacher_logits, outputs, settings.temperature)
+            else:
+                soft = soft_logits_loss(teacher_logits, outputs)
             if settings.beta > 0:
-                pkd = pkd_loss(states, teacher_states)
+                pkd = pkd_loss(states, teacher_states[[number - 1 for number in settings.compared]])
         loss = distillation_loss(soft, ce, pkd, settings.alpha, settings.beta)
         norm = backward(loss, student, settings.max_grad_norm)
         return {"loss": loss, "ce": ce, "soft": soft, "pkd": pkd, "gradient_norm": norm}

@@ -178,6 +178,7 @@ class Checkpoints:
     tokenizer: object
     example: str
     hidden_size: int
+    teacher_layers: int
 
     def probe(self, args, protocol):
         """({"teacher", "student": names of weights that the checkpoint lacks and that are drawn at random},
@@ -213,7 +214,7 @@ def open_checkpoints(args):
     teacher_sha256 = checksum_checkpoint(teacher)
     return Checkpoints(teacher, student, teacher_sha256,
                        teacher_sha256 if student == teacher else checksum_checkpoint(student), tokenizer,
-                       example, teacher_config.hidden_size)
+                       example, teacher_config.hidden_size, teacher_config.num_hidden_layers)
 
 
 def check_pair(teacher_config, student_config, teacher_tokenizer, student_tokenizer, nlayers):

@@ -365,7 +365,7 @@ class Side:
         args, student = self.args, self.lab.new_student()
         if self.kind == "bare":
             return self.bare(student, args.learning_rate)
-        teacher = self.frozen_teacher((self.train, args.nlayers - 1 if args.beta > 0 else 0))
+        teacher = self.frozen_teacher((self.train, max(self.lab.compared_layers(args.beta), default=0)))
         settings = replace(self.lab.distillation(args.alpha, args.beta, args.temperature), epochs=self.count)
         distill_student("kd", student, teacher.heads, teacher.outputs, self.train, settings,
                         *self.around(self.lab.predictor(student)))

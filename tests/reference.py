@@ -1,4 +1,5 @@
-"""What the protocol `paper` computes, once more, as one plain program to hold finished runs against.
+"""What the protocol `paper` computes, once more, as one plain program to hold finished runs against; with
+every reading of the points that the sources leave open.
 
 It imports nothing of the project. From a run's folder it takes the arguments and the recorded actions. All
 else it computes anew from the raw data, the checkpoints and the seed: in float32 on a CPU, batch after batch,
@@ -298,7 +299,11 @@ def fine_tune(run, teacher, passes):
 def distill(run, phase, student, teacher, passes):
     """Phase 2, on train: L = alpha * soft + (1 - alpha) * CE(S(x), y) + beta * pkd. Without a teacher: CE."""
     alpha, beta = (run.args.alpha, run.args.beta) if teacher else (0.0, 0.0)
-    t, between = run.args.temperature, slice(1, run.args.nlayers)  # layers 1 to n - 1, of both
+    t, between = run.args.temperature, list(range(1, run.args.nlayers))  # layers 1 to n - 1, of both
+    of_teacher = between
+    if teacher and run.choices["pkd_layers"] == "skip":  # every (N / n)-th
+        every = teacher["body"].config.num_hidden_layers / run.args.nlayers
+        of_teacher = [math.floor(layer * every + 1e-9) for layer in between]
 
     def unit(states):
         return states / states.norm(dim=-1, keepdim=True)
@@ -312,7 +317,9 @@ def distill(run, phase, student, teacher, passes):
                 h_teacher, teacher_states = encode(teacher, inputs)
                 teacher_logits = read_head(run, teacher, run.task, h_teacher)
             soft = soft_of(run.task, logits, teacher_logits, t)
-            pkd = (unit(states[between]) - unit(teacher_states[between])).square().mean()
+            if run.choices["soft_loss"] == "logits":
+                soft = (logits - teacher_logits).square().mean()
+            pkd = (unit(states[between]) - unit(teacher_states[of_teacher])).square().mean()
         return {"loss": alpha * soft + (1 - alpha) * ce + beta * pkd, "ce": ce, "soft": soft, "pkd": pkd}
 
     fit(run, phase, student, student, run.args.learning_rate, passes, figures_of)
@@ -343,8 +350,26 @@ def log_pi_of(run, policy, student):
         return torch.full((len(run.args.tasks),), 1 / len(run.args.tasks)).log()
     if run.args.curriculum == "main_task":
         return torch.tensor([float(task == run.task) for task in run.args.tasks]).log()
-    state = student["state_predictor"](student["body"].pooler.dense.weight).reshape(1, -1).detach()
-    return policy(state).log_softmax(-1)[0]
+    return policy(torch.tensor([state_of(student)])).log_softmax(-1)[0]
+
+
+@torch.no_grad()
+def state_of(student):
+    """The curriculum's state, hidden numbers."""
+    return student["state_predictor"](student["body"].pooler.dense.weight).flatten().tolist()
+
+
+@torch.no_grad()
+def gain_of(run, student, teacher, meta_teacher, examples):
+    """What a reward is of: p_S(y|x) against p_T'(y|h_T(x)) on examples of the main quiz, no dropout."""
+    inputs, labels = batch_of(run, examples)
+    student.eval()
+    p_student = p_of(run.task, read_head(run, student, run.task, encode(student, inputs)[0]), labels)
+    on_teacher = read_head(run, meta_teacher, run.task, encode(teacher, inputs)[0])
+    p_meta_teacher = p_of(run.task, on_teacher, labels)
+    binary = run.args.reward_function == "binary"
+    gain = p_student > p_meta_teacher if binary else p_student - p_meta_teacher
+    return gain.sum().item() / len(run.data["quiz"])
 
 
 def follow_curriculum(run, student, teacher, meta_teacher, policy):
@@ -352,19 +377,23 @@ def follow_curriculum(run, student, teacher, meta_teacher, policy):
     main task gives the reward. After the episode the policy learns (REINFORCE)."""
     args, tasks, size = run.args, run.args.tasks, run.args.val_dataloader_size
     optimizer, best = new_optimizer(run, student, args.learning_rate), None
-    policy_optimizer = new_optimizer(run, policy, args.meta_learning_rate)
+    policy_optimizer = new_optimizer(run, policy, args.policy_learning_rate)
+    all_returns = []  # of the episodes before
     main_order, sampling = stream(run.seed, "mpdistil", "order"), stream(run.seed, "mpdistil", "actions")
     quiz_order = {task: stream(run.seed, "mpdistil", "quiz", task) for task in tasks}
     torch.manual_seed(seed_of(run.seed, "mpdistil", "dropout"))
     for episode, recorded in enumerate(run.recorded, 1):
         taken, waiting = recorded["actions"], {task: [] for task in tasks}
-        steps, rewards, log_pis, drawn = [], [], [], []
+        steps, rewards, log_pis, drawn, states = [], [], [], [], []
         for task, main_examples in zip(taken, shuffled(run.data["quiz"], size, main_order)):
             # the policy, and what it draws
             log_pis.append(log_pi_of(run, policy, student))
+            states.append(state_of(student))
             pi = log_pis[-1].detach().exp()
             by_chance = args.curriculum != "main_task"
             drawn.append(tasks[torch.multinomial(pi, 1, generator=sampling)] if by_chance else run.task)
+
+            gained_before = gain_of(run, student, teacher, meta_teacher, main_examples)
 
             # L_S = CE(S_a(x), y) - mean p_S(y|x) + mean p_T'(y|h_S(x)): dropout in the student alone
             waiting[task] = waiting[task] or shuffled(run.quiz[task], size, quiz_order[task])
@@ -373,28 +402,27 @@ def follow_curriculum(run, student, teacher, meta_teacher, policy):
             h = encode(student, inputs)[0]
             logits = read_head(run, student, task, h)
             ce, p_student = ce_of(task, logits, labels), p_of(task, logits, labels).mean()
-            on_student = read_head(run, meta_teacher, task, h.detach())
-            p_meta_teacher = p_of(task, on_student, labels).mean().detach()
+            attached = run.choices["meta_term"] == "attached"
+            on_student = read_head(run, meta_teacher, task, h if attached else h.detach())
+            p_meta_teacher = p_of(task, on_student, labels).mean()
+            p_meta_teacher = p_meta_teacher if attached else p_meta_teacher.detach()
             loss = ce - p_student + p_meta_teacher
             steps.append({"loss": loss, "ce": ce, "p_student": p_student, "p_meta_teacher": p_meta_teacher,
                           "gradient_norm": update(run, loss, student, optimizer)})
 
-            # the reward, after the update: p_S(y|x) against p_T'(y|h_T(x)), no dropout
-            inputs, labels = batch_of(run, main_examples)
-            student.eval()
-            with torch.no_grad():
-                logits = read_head(run, student, run.task, encode(student, inputs)[0])
-                teacher_logits = read_head(run, meta_teacher, run.task, encode(teacher, inputs)[0])
-                p_student = p_of(run.task, logits, labels)
-                p_meta_teacher = p_of(run.task, teacher_logits, labels)
-            binary = args.reward_function == "binary"
-            gain = p_student > p_meta_teacher if binary else p_student - p_meta_teacher
-            rewards.append(gain.sum().item() / len(run.data["quiz"]))
+            # the reward, after the update; or what the update changed of it
+            rewards.append(gain_of(run, student, teacher, meta_teacher, main_examples))
+            if run.choices["reward_of"] == "improvement":
+                rewards[-1] -= gained_before
 
         # the policy's loss: - mean of advantage * log pi(action | state)
         places = range(len(rewards))
         returns = [sum(DISCOUNT ** (k - t) * rewards[k] for k in places if k >= t) for t in places]
         advantages = torch.tensor(returns) - float(np.mean(returns))
+        if run.choices["advantage"] == "step_mean":  # against the same step of the episodes before
+            advantages = torch.tensor(returns) - torch.tensor(np.mean(all_returns or [returns], axis=0))
+        all_returns.append(returns)
+        advantages = advantages.float()
         policy_loss = -(advantages * torch.stack([log_pis[t][tasks.index(taken[t])] for t in places])).mean()
         line = {"phase": "mpdistil", "episode": episode, **mean_of(steps), "policy_loss": policy_loss.item()}
         if args.curriculum == "policy":
@@ -403,7 +431,8 @@ def follow_curriculum(run, student, teacher, meta_teacher, policy):
         line |= {"reward": sum(rewards), "entropy": -torch.xlogy(pi, pi).sum(-1).mean().item(),
                  "learning_rate": args.learning_rate}
         run.trajectories.append({"episode": episode, "actions": drawn, "credited": drawn, "rewards": rewards,
-                                 "advantages": advantages.tolist(), "probabilities": pi.tolist()})
+                                 "advantages": advantages.tolist(), "probabilities": pi.tolist(),
+                                 **({"state": states[0]} if args.curriculum == "policy" else {})})
         best = look(run, student, student, best, line)
     keep(run, "no_curriculum" if args.curriculum == "main_task" else "mpdistil", student, student, best)
     run.weights["policy"] = policy.state_dict(prefix="linear.")
@@ -414,7 +443,7 @@ def recompute(folder):
     args = SimpleNamespace(**json.loads((Path(folder) / "args.json").read_text(encoding="utf-8")))
     run = SimpleNamespace(args=args, task=args.task, seed=args.seed,
                           tokenizer=AutoTokenizer.from_pretrained(args.teacher_model),
-                          metrics=[], trajectories=[], rows={}, weights={})
+                          choices=args.protocol_choices, metrics=[], trajectories=[], rows={}, weights={})
     lines = (Path(folder) / "trajectories.jsonl").read_text(encoding="utf-8").splitlines()
     run.recorded = [json.loads(line) for line in lines]
     divided = {task: divide(task, read(run, task, "train"), args.split_seed) for task in args.tasks}

@@ -381,6 +381,7 @@ class Replay:
             temperature=given["temperature"],
             alpha=given["alpha"],
             beta=given["beta"],
+            compared=list(range(1, self.case["student_num_hidden_layers"])),
         )
         meta_settings = self.settings(
             MetaTraining,

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from curriculum import (
+    StepBaseline,
     advantages_of,
     binary_reward,
     curriculum_state,
@@ -13,9 +14,17 @@ from curriculum import (
     entropy,
     policy_loss,
     real_reward,
+    step_advantages,
     student_loss,
 )
-from meta_policy import collaborative_loss, competitive_loss, distillation_loss, pkd_loss
+from meta_policy import (
+    collaborative_loss,
+    competitive_loss,
+    distillation_loss,
+    pkd_loss,
+    soft_logits_loss,
+    teacher_layers,
+)
 from tasks import KINDS, soft_loss, true_class_probability
 
 RULES = KINDS["classification"]
@@ -72,7 +81,7 @@ def test_student_loss_by_hand():
     loss = student_loss(torch.tensor(1.0, dtype=torch.float64), p, q)
     close(loss, 1 - 0.625 + 0.25)
     loss.backward()
-    assert p.grad.tolist() == [-0.5, -0.5] and q.grad is None                   # the last term is a constant
+    assert p.grad.tolist() == [-0.5, -0.5] and q.grad.tolist() == [0.5, 0.5]
 
 
 def test_rewards_by_hand():
@@ -100,6 +109,38 @@ def test_released_advantages_are_rounded_as_numpy_rounds():
         returns = weighted[::-1].cumsum()[::-1]
         assert (advantages_of(torch.from_numpy(rewards),
                               discount_from="episode_start").tolist() == (returns - returns.mean()).tolist())
+
+
+@pytest.mark.parametrize("depth, nlayers, first, skip", [
+    (12, 6, [1, 2, 3, 4, 5], [2, 4, 6, 8, 10]), (6, 3, [1, 2], [2, 4]), (12, 3, [1, 2], [4, 8]),
+    (6, 6, [1, 2, 3, 4, 5], [1, 2, 3, 4, 5]), (12, 1, [], []), (4, 3, [1, 2], [1, 2]),
+    (7, 3, [1, 2], [2, 4])])
+def test_layers_that_pkd_compares(depth, nlayers, first, skip):
+    assert teacher_layers(depth, nlayers, "first") == first
+    assert teacher_layers(depth, nlayers, "skip") == skip
+
+
+def test_soft_loss_of_logits_by_hand():
+    a = torch.tensor([[1.0, 3.0], [0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([[1.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    close(soft_logits_loss(b, a), (0 + 4 + 0 + 1) / 4)
+    assert soft_logits_loss(a, a).item() == 0
+    assert torch.autograd.gradcheck(lambda x: soft_logits_loss(b, x), a)
+
+
+def test_advantages_against_a_step_by_hand():
+    baseline, returns = StepBaseline(), torch.tensor([3.0, 1.0], dtype=torch.float64)
+    assert step_advantages(returns, baseline.mean).tolist() == [0.0, 0.0]       # nothing to compare with yet
+    for values in ([3.0, 1.0], [1.0, 2.0], [2.0, 0.0]):
+        baseline.add(torch.tensor(values, dtype=torch.float64))
+    assert baseline.mean.tolist() == pytest.approx([2.0, 1.0]) and baseline.episodes == 3
+    assert step_advantages(returns, baseline.mean).tolist() == pytest.approx([1.0, 0.0])
+    # what a return owes to its place alone is taken off, in every episode
+    staircase = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    baseline = StepBaseline()
+    baseline.add(staircase)
+    assert step_advantages(staircase, baseline.mean).tolist() == [0.0] * 4
+    assert (staircase - staircase.mean()).abs().min() > 0
 
 
 def test_policy_loss_by_hand():
@@ -142,6 +183,10 @@ def test_gradients_against_finite_differences():
     assert check(
         lambda x: student_loss(torch.nn.functional.cross_entropy(x, labels), true_class_probability(
             x, labels), torch.full((3, ), 0.3, dtype=torch.float64)), a)
+    head = torch.randn(4, 4, dtype=torch.float64)
+    assert check(  # with the meta-teacher's term attached, read on what the student gives
+        lambda x: student_loss(torch.nn.functional.cross_entropy(x, labels), true_class_probability(
+            x, labels), true_class_probability(x @ head, labels)), a)
     assert check(
         lambda x, y, z: distillation_loss(soft_loss(x, y, 5.0), torch.nn.functional.cross_entropy(y, labels),
                                           pkd_loss(z, t.detach()), 0.5, 100.0), (a, b, s))

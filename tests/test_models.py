@@ -191,7 +191,8 @@ def test_training_on_kept_outputs_equals_running_the_teacher(kind, encoders, dat
                               progress=lambda *_: nullcontext(MagicMock()))
         distill_student(
             "kd", student, teacher.heads, outputs, data["train"],
-            Distillation(**common, nlayers=3, temperature=5.0, alpha=0.5, beta=100.0),
+            Distillation(**common, nlayers=3, temperature=5.0, alpha=0.5, beta=100.0, compared=[1, 2],
+                         soft_loss="probabilities"),
             Evaluator(lambda split, student=student: predict(student, split, 16, "cpu"), {"dev": data["dev"]},
                       "dev", "main_metric"), RandomStreams(1, "kd", "own_generators"), log)
         heads = teacher.heads

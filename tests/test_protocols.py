@@ -1,7 +1,7 @@
 """The protocol `released` and single choices of it."""
 import json
 import re
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import pytest
 import torch
@@ -15,14 +15,19 @@ from models import Heads, set_training
 from tasks import TASKS, protocol_task
 
 CHOICES = [(f.name, f.metadata["values"][1]) for f in fields(Protocol)]
+READINGS = ["pkd_layers", "soft_loss", "meta_term", "advantage", "reward_of"]
 
 
 def test_released_differs_from_paper_in_every_choice():
     paper, released = PROTOCOLS["paper"], PROTOCOLS["released"]
-    assert all(getattr(paper, name) != getattr(released, name) == value for name, value in CHOICES)
+    assert all(getattr(paper, name) != getattr(released, name) == value for name, value in CHOICES
+               if name not in READINGS)
+    # what the sources leave open has its first reading in both
+    assert all(getattr(paper, name) == getattr(released, name) != value for name, value in CHOICES
+               if name in READINGS)
     rows = [f.metadata["row"] for f in fields(Protocol)]
-    # 7 (truncation) and 10 (schedule) are the same in both
-    assert rows == sorted(set(range(1, 22)) - {7, 10})
+    # 7 (truncation) and 10 (schedule) are the same in both; 24 and 25 are no choices of --set
+    assert rows == sorted(set(range(1, 29)) - {7, 10, 24, 25})
 
 
 @pytest.mark.parametrize(
@@ -97,7 +102,7 @@ def test_released_runs_on_every_task(task, command):
     result = json.loads((folder / "result.json").read_text())
     assert result["protocol"] == "released" and set(
         result["rows"]) == {"teacher", "kd", "meta_teacher", "mpdistil"}
-    assert result["protocol_choices"] == {name: value for name, value in CHOICES}
+    assert result["protocol_choices"] == asdict(PROTOCOLS["released"])
     phases = [(line["phase"], line["epoch"])
               for line in read_lines(folder / "metrics.jsonl")
               if "epoch" in line]
@@ -149,7 +154,7 @@ def test_each_choice_alone(name, value, command, bytes_of_paper):
     episodes = 8 if name == "zero_grad" else 2
     flags = dict(task=task, num_episodes=episodes, epochs=2, meta_epochs=2, teacher_epochs=2,
                  reward_function="real", learning_rate=1e-2, meta_learning_rate=0.5,
-                 teacher_learning_rate=1e-2)
+                 teacher_learning_rate=1e-2, nlayers=2)  # of 4: every second layer is not the first one
     if (task, episodes) not in bytes_of_paper:
         code, folder = command(folder="paper", **flags)
         assert code == 0
@@ -175,6 +180,23 @@ def state_of(folder):
         for path in (student / "model.safetensors", student / "heads.safetensors",
                      folder / "models" / "policy.safetensors", folder / "trajectories.jsonl")
     ]
+
+
+@pytest.mark.parametrize("given", [["reward_weights=before_episode"], ["student_update=each_episode"]])
+def test_an_improvement_needs_an_update_between(given, command, capsys):
+    code, _ = command(set=["reward_of=improvement", *given])
+    error = capsys.readouterr().err
+    assert code == 2 and f"with {given[0]}" in error.replace("and student", "with student") and (
+        "set reward_weights=after_update and student_update=each_step too" in error)
+    assert error.count("\n") == 1
+    code, _ = command(set=["reward_of=improvement"], protocol="released", meta_epochs=1)
+    assert code == 2
+
+
+def test_an_unknown_reading_is_refused(command, capsys):
+    code, _ = command(set=["pkd_layers=last"])
+    assert code == 2 and "expected pkd_layers=first (the default) or pkd_layers=skip (its other reading)" in (
+        capsys.readouterr().err)
 
 
 def test_overrides_of_released():

@@ -11,6 +11,7 @@ SMALL = dict(tasks=["CB", "COPA", "WSC"], nlayers=3, teacher_epochs=3, epochs=3,
 DROPOUT = dict(task="CB", teacher_model="moving")
 TWO = dict(task="WSC", teacher_model="first", student_model="second", nlayers=2, alpha=0.3, beta=20,
            temperature=2, head_dropout=0, use_comp_loss=True)
+READINGS = dict(task="CB", teacher_model="still", nlayers=2, head_dropout=0)
 # The runs of a case share their phases: the second one takes those that apply to it from the first.
 CASES = {
     "dropout": [dict(DROPOUT, undistilled=True, kd_200=True),
@@ -21,6 +22,10 @@ CASES = {
                         kd_200=True, head_dropout=0, reward_function="real"),
                    dict(task="STS-B", tasks=["STS-B", "SST-2", "CB"], teacher_model="still", head_dropout=0,
                         use_comp_loss=True)],
+    "readings": [dict(READINGS, use_comp_loss=True, reward_function="real", kd_200=True,
+                      set=["pkd_layers=skip", "soft_loss=logits", "meta_term=attached"]),
+                 dict(READINGS, reward_function="real", policy_learning_rate=5e-2,
+                      set=["advantage=step_mean", "reward_of=improvement"])],
     "two encoders": [dict(TWO, kd_200=True), dict(TWO, reward_function="real", curriculum="main_task")],
 }
 

@@ -13,7 +13,8 @@ import time
 
 import pytest
 
-import lib
+import lib.cost
+import lib.local
 from lib.rows import CONTROLS, ROWS, read_paper
 
 import make_tables
@@ -47,7 +48,7 @@ def variant(command):
 
 def test_rows_are_the_papers_and_the_controls():
     assert list(read_paper()["rows"]) == [name for name in ROWS if name not in CONTROLS]
-    assert CONTROLS == ["kd_200", "kd_quiz", "uniform"]
+    assert CONTROLS == ["kd_200", "kd_quiz", "uniform", "mpdistil_learning"]
     tables = {name: table for name, table in read_paper().items() if name.startswith("table_")}
     assert list(tables) == ["table_1a", "table_1b", "table_4"]
     for table in tables.values():
@@ -60,18 +61,22 @@ def test_rows_are_the_papers_and_the_controls():
 def test_a_whole_column(capsys):
     commands = printed(capsys, "--tasks", "cb", "COPA", "--seeds", "1", "2", "--nlayers", "3",
                        "--learning_rate", "1e-4")
-    assert len(commands) == 2 * 2 * 8
+    assert len(commands) == 2 * 2 * 9
     assert {value(command, "--learning_rate") for command in commands} == {"1e-4"}
-    assert [(value(command, "--seed"), value(command, "--task")) for command in commands[::8]] == [
+    assert [(value(command, "--seed"), value(command, "--task")) for command in commands[::9]] == [
         ("1", "CB"), ("1", "COPA"), ("2", "CB"), ("2", "COPA")]
-    first, second, *rest = commands[:8]
+    first, second, *rest = commands[:9]
     assert [flag for flag in ("--undistilled", "--kd_200", "--kd_quiz") if flag not in first] == []
     assert value(first, "--stop_after") == value(second, "--stop_after") == "meta_teacher"
     assert "--use_comp_loss" in second
     policies = [(loss, reward, "policy") for loss in ("col", "com") for reward in ("binary", "real")]
     chance = [("col", "binary", "main_task"), ("col", "binary", "uniform")]
-    assert sorted(map(variant, rest)) == sorted(policies + chance)
-    assert len({value(command, "--output_dir") for command in commands}) == 32
+    learning = rest.pop()
+    assert sorted(map(variant, rest)) == sorted(policies + chance) and variant(learning) == policies[1]
+    place = learning.index("--set")
+    assert learning[place + 1:place + 3] == ["advantage=step_mean", "reward_of=improvement"]
+    assert value(learning, "--policy_learning_rate") == "0.01" and "--set" not in sum(rest, [])
+    assert len({value(command, "--output_dir") for command in commands}) == 36
     assert len({value(command, "--phase_dir") for command in commands}) == 2
 
 
@@ -89,7 +94,8 @@ def test_only_what_rows_need(rows, stops, capsys):
 @pytest.mark.parametrize("flags, losses", [
     ([], ["col"]), (["--set", "state_gradient=attached"], ["col"]),
     (["--protocol", "released"], ["col", "com"]), (["--set", "phase_order=alternating"], ["col", "com"]),
-    (["--protocol", "released", "--set", "phase_order=sequential"], ["col"])])
+    (["--protocol", "released", "--set", "phase_order=sequential"], ["col"]),
+    (["--set", "meta_term=attached"], ["col", "com"])])
 def test_what_is_one_computation_is_run_once(flags, losses, capsys):
     """Without a policy the loss reaches the student through phase 2 alone, where phases 2 and 3 take
     turns."""
@@ -115,6 +121,11 @@ def test_bad_flags_are_refused(words, said, capsys):
         code = stop.code
     error = capsys.readouterr().err
     assert code == 2 and said in error and error.count("\n") == 1
+
+
+def test_a_policy_that_can_learn_needs_an_update_a_step(capsys):
+    assert sweep.main(["--data_dir", "data", "--rows", "mpdistil_learning", "--protocol", "released"]) == 2
+    assert "set reward_weights=after_update" in capsys.readouterr().err
 
 
 def test_runs_that_no_table_takes_are_warned_of(capsys):
@@ -169,7 +180,7 @@ def test_a_table_is_planned_where_python_is_called_python3(name, tmp_path):
     done = subprocess.run([shutil.which("bash"), *words], env={**environment, "PATH": str(folder)},
                           cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 5 * 8
+    assert len(done.stdout.splitlines()) == 5 * 9
 
 
 # --- running, with a stand-in for main_superglue.py ---------------------------------------------------------
@@ -295,7 +306,7 @@ def test_an_error_leaves_no_run_behind(stand_in, monkeypatch):
         if not self.running:
             self.start(self.waiting[0])
 
-    monkeypatch.setattr(sweep.Sweep, "step", step)
+    monkeypatch.setattr(lib.local.Sweep, "step", step)
     began = time.monotonic()
     assert run("--tasks", "CB", "--rows", "kd", sleep=60.0) == 2 and time.monotonic() - began < 30
 
@@ -370,13 +381,13 @@ def test_what_is_no_finished_run_of_this_code_is_one_line(change, said, tmp_path
 
 def test_time_left_is_learnt_from_finished_runs(tmp_path):
     jobs = sweep.plan(["CB"], [1, 2], list(ROWS), tmp_path, SAMPLE, [])
-    assert sweep.expected_seconds(jobs)(jobs[0]) is None
+    assert lib.cost.expected_seconds(jobs)(jobs[0]) is None
     for job, seconds in ((jobs[2], 10.0), (jobs[3], 30.0)):
         finish(job, None, {"kd": 99.0, "mpdistil": seconds}, ["kd"])
         assert job.finished()
-    expect = sweep.expected_seconds(jobs)
-    assert expect(jobs[4]) == 20.0 and expect(jobs[12]) == 20.0 and expect(jobs[8]) is None
-    assert (sweep.spoken(59), sweep.spoken(3600), sweep.spoken(5000)) == ("1 min", "1 h 00 min", "1 h 23 min")
+    expect = lib.cost.expected_seconds(jobs)
+    assert expect(jobs[4]) == 20.0 and expect(jobs[13]) == 20.0 and expect(jobs[9]) is None
+    assert [lib.cost.spoken(seconds) for seconds in (59, 3600, 5000)] == ["1 min", "1 h 00 min", "1 h 23 min"]
 
 
 # --- the real command ---------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from lib.rows import MPDISTIL, ROWS, label_of
 from lib.statistics import corrected, mean_interval, paired_t_p, permutation_p
 
 AGAINST = ("kd", "kd_200", "kd_quiz", "uniform", "teacher")  # what each MPDistil row is compared with
+# and the policy that can learn
+LEARNING_AGAINST = ("kd_200", "uniform", "no_curriculum_col", "mpdistil_col_real")
 FACTORS = {  # averaged over the other choice: (rows of one side, rows of the other)
     "real - binary": (["mpdistil_col_real", "mpdistil_com_real"],
                       ["mpdistil_col_binary", "mpdistil_com_binary"]),
@@ -113,6 +115,9 @@ def compare(found):
     rows = {(task, row, other): Comparison(found, task, [row], [other], [label_of(row), label_of(other)])
             for task in found.tasks for row in MPDISTIL for other in AGAINST
             if not found.alternating or ROWS[row].loss == "col" or other == "teacher"}
+    rows |= {(task, row, other): Comparison(found, task, [row], [other], [label_of(row), label_of(other)])
+             for task in found.tasks for row in ["mpdistil_learning"] if found.cell(task, row)
+             for other in LEARNING_AGAINST}
     factors = {(task, name): Comparison(found, task, *sides, [f"{task}: {name}"])
                for task in found.tasks for name, sides in FACTORS.items()}
     known = [comparison for comparison in (*rows.values(), *factors.values()) if comparison.seeds]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import lib
-from lib.rows import LOSSES, PHASES, ROWS
+from lib.rows import LEARNING_RATE, LEARNING_SET, LOSSES, PHASES, ROWS
 
 from arguments import PATHS, loss_name, parse_arguments, resolve_protocol
 from bookkeeping.errors import InputError
@@ -108,11 +108,15 @@ def plan(tasks, seeds, rows, output_dir, data_dir, more, rates=None):
         words = ["--task", task, "--data_dir", data_dir, *more, *(rates or {}).get(task, ()), *words]
         return words, parse_arguments(words)
 
-    alternating = resolve_protocol(parse(tasks[0], [])[1]).phase_order == "alternating"
-    wanted = [(ROWS[name], ROWS[name].losses(alternating)[0]) for name in rows]
+    protocol = resolve_protocol(parse(tasks[0], [])[1])
+    ways = protocol.phase_order == "alternating", protocol.meta_term == "attached"
+    wanted = [(ROWS[name], ROWS[name].losses(*ways)[0]) for name in rows]
     last = max((row.phase for row, _ in wanted), key=PHASES.index)
-    variants = list(dict.fromkeys((loss, row.reward, row.curriculum) for row, loss in wanted
+    variants = list(dict.fromkeys((loss, row.reward, row.curriculum, row.learning) for row, loss in wanted
                                   if row.phase == "phase 4"))
+    learning = ["--set", *LEARNING_SET, "--policy_learning_rate", f"{LEARNING_RATE:g}"]
+    if any(row.learning for row, _ in wanted):
+        resolve_protocol(parse(tasks[0], learning)[1])
     losses = [loss for loss in LOSSES if loss == "col" or any(other == loss for _, other in wanted)]
     controls = [row.flag for row, _ in wanted if row.flag]
     jobs = []
@@ -137,8 +141,9 @@ def plan(tasks, seeds, rows, output_dir, data_dir, more, rates=None):
                 name = "-".join([loss, "shared", *controls * (loss == "col")])
                 shared[loss] = add(task, seed, [*words, "--stop_after", stop], name, kind=f"shared {loss}",
                                    after=shared.get("col"))
-            for loss, reward, curriculum in variants:
+            for loss, reward, curriculum, learns in variants:
                 words = ["--reward_function", reward, "--curriculum", curriculum]
-                words += ["--use_comp_loss"] * (loss == "com")
-                add(task, seed, words, kind="phase 4", after=shared[loss])
+                words += ["--use_comp_loss"] * (loss == "com") + learning * learns
+                add(task, seed, words, f"{loss}-{reward}-learning" if learns else None, kind="phase 4",
+                    after=shared[loss])
     return jobs

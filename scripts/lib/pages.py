@@ -22,6 +22,7 @@ from arguments import parse_arguments, with_defaults
 from bookkeeping.run_folder import LIMITS
 from tasks import TASKS
 
+LEARNT = ["mpdistil_learning"]
 # flags that the page names anyway
 SAID = ("teacher_epochs", "epochs", "meta_epochs", "num_episodes", "tasks")
 
@@ -207,10 +208,11 @@ def answer(subject, other, comparisons, verbs=("is better than", "is worse than"
 
 
 def sentences(found, rows, factors, wins):
-    """The five questions, each answered by no more than what the tests carry."""
-    def against(other):
-        return [comparison for (_, _, second), comparison in rows.items()
-                if second == other and comparison.seeds]
+    """The five questions, and that of the policy that can learn where it was run, each answered by no more
+    than what the tests carry."""
+    def against(other, of=MPDISTIL):
+        return [comparison for (_, row, second), comparison in rows.items()
+                if row in of and second == other and comparison.seeds]
 
     def factor(name):
         return [comparison for (_, of), comparison in factors.items() if of == name and comparison.seeds]
@@ -231,6 +233,12 @@ def sentences(found, rows, factors, wins):
                     answer("The competitive loss", "the collaborative one", competitive)))
     yield student_sentence(against("teacher"), wins)
     yield selection_sentence(found)
+    learning = [answer("The policy that can learn (ours)", words, against(row, LEARNT))
+                for row, words in (("uniform", "a uniform one"), ("no_curriculum_col", "the main task alone"),
+                                   ("mpdistil_col_real", "the learnt policy"))
+                if against(row, LEARNT)]
+    if learning:
+        yield " ".join(learning)
 
 
 def student_sentence(comparisons, wins):

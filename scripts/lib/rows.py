@@ -16,7 +16,8 @@ LOSSES = ("col", "com")
 class Row:
     """One row. found_as: its name in a run's result.json. phase: the last phase that it needs. loss, reward,
     curriculum: of the runs that have it; None: any of them has the same. flag: of main_superglue.py, without
-    which a run leaves the row out. label: as a table shows it, where the paper does not have it."""
+    which a run leaves the row out. label: as a table shows it, where the paper does not have it. learning:
+    whether its policy is one that can learn (LEARNING)."""
     found_as: str
     phase: str
     loss: str | None = None
@@ -24,15 +25,17 @@ class Row:
     curriculum: str | None = None
     flag: str | None = None
     label: str | None = None
+    learning: bool = False
 
-    def losses(self, alternating):
+    def losses(self, alternating, attached=False):
         """The losses of the runs that have the row. alternating: whether phases 2 and 3 take turns
         (`released`). Then every distilled student hangs on the loss, and those that all variants are compared
-        with are the collaborative ones. Otherwise the loss reaches the student by the policy alone, so that
-        without a policy both losses are one and the same computation."""
+        with are the collaborative ones. attached: whether the meta-teacher's term reaches the student
+        (meta_term). With neither the loss reaches it by the policy alone, so that without a policy both
+        losses are one and the same computation."""
         if alternating and self.found_as.startswith("kd"):
             return LOSSES[:1]
-        if self.loss is None or (self.curriculum == "main_task" and not alternating):
+        if self.loss is None or (self.curriculum == "main_task" and not alternating and not attached):
             return LOSSES
         return (self.loss,)
 
@@ -51,9 +54,13 @@ ROWS = {
                    label="Control: distilled on train and quiz together"),
     "uniform": Row("mpdistil", "phase 4", "col", "binary", "uniform",
                    label="Control: uniform policy, collaborative + binary"),
+    "mpdistil_learning": Row("mpdistil", "phase 4", "col", "real", "policy", learning=True,
+                             label="Control, ours: a policy that can learn, collaborative + real"),
 }
-MPDISTIL = [name for name in ROWS if name.startswith("mpdistil_")]
+# what makes a policy that can learn: readings (METHOD.md rows 27 and 28) and the policy's rate
+LEARNING_SET, LEARNING_RATE = ("advantage=step_mean", "reward_of=improvement"), 1e-2
 CONTROLS = [name for name, row in ROWS.items() if row.label]
+MPDISTIL = [name for name in ROWS if name.startswith("mpdistil_") and name not in CONTROLS]
 ALIASES = {"all": list(ROWS), "paper": [name for name in ROWS if name not in CONTROLS], "controls": CONTROLS,
            "main_task": ["no_curriculum_col", "no_curriculum_com"]}
 

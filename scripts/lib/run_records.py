@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from lib.rates import summary_beside
-from lib.rows import ROWS
+from lib.rows import LEARNING_RATE, LEARNING_SET, ROWS
 
 from arguments import NOT_PART_OF_THE_RUN, PROTOCOLS, with_defaults
 from bookkeeping.errors import InputError
@@ -72,6 +72,7 @@ def read_folder(folder):
         "flags": {name: value for name, value in args.items() if name not in NOT_A_SETTING},
         "data": {name: split for name, split in result["data"].items() if isinstance(split, dict)},
         "descriptions": {name: text for name, text in result["data"].items() if name.endswith(DESCRIPTION)},
+        **learning_of(args),
         "looks": looks,
         "rewards": [round(line["reward"], 6) for line in episodes],
         "entropies": [round(line["entropy"], 6) for line in episodes],
@@ -82,6 +83,15 @@ def read_folder(folder):
         "phase_environments": {name: provenance_of(phase["environment"])
                                for name, phase in result["phases"].items() if phase.get("environment")},
     }
+
+
+def learning_of(args):
+    """What a record says of a run whose policy can learn: {"learning": True}, with `set` as the other runs
+    of its table have it. {} of all other runs."""
+    if args["curriculum"] != "policy" or args["policy_learning_rate"] != LEARNING_RATE or (
+            not set(LEARNING_SET) <= set(args["set"])):
+        return {}
+    return {"learning": True, "set": [change for change in args["set"] if change not in LEARNING_SET]}
 
 
 def encoder_of(result):
@@ -172,7 +182,7 @@ def check_comparable(records):
                 raise InputError(f"runs {first['run']} and {record['run']}: {name} {first[name]} and"
                                  f" {record[name]}; a table takes runs of one protocol and encoder")
         other = by_task.setdefault(record["task"], record)
-        there, here = with_defaults(other["flags"]), with_defaults(record["flags"])
+        there, here = (with_defaults(flags_of(one)) for one in (other, record))
         differ = [f"--{name} {there.get(name)} and {here.get(name)}"
                   for name in {**other["flags"], **record["flags"]} if there.get(name) != here.get(name)]
         differ += [f"{name} {other.get(name)} and {record.get(name)}"
@@ -183,6 +193,12 @@ def check_comparable(records):
         if differ:
             raise InputError(f"runs {other['run']} and {record['run']}: {'; '.join(differ)}; the runs of a"
                              " task in a table differ in variant and seed alone")
+
+
+def flags_of(record):
+    """A record's flags but for those that are its row's own."""
+    own = ("policy_learning_rate",) if record.get("learning") else ()
+    return {name: value for name, value in record["flags"].items() if name not in own}
 
 
 def environments_of(record):
@@ -253,6 +269,7 @@ class Found:
     def __init__(self, records):
         self.records, self.cells = records, {}
         self.alternating = records[0]["phase_order"] == "alternating"
+        self.attached = choice_of(records[0], "meta_term") == "attached"
         for record in records:
             for name in ROWS:
                 self.add(record, name)
@@ -264,9 +281,12 @@ class Found:
         """Take a row from a record that has it."""
         row = ROWS[name]
         figures = record["rows"].get(row.found_as)
-        if not figures or not figures["dev"] or record["loss"] not in row.losses(self.alternating):
+        if not figures or not figures["dev"] or (
+                record["loss"] not in row.losses(self.alternating, self.attached)):
             return
         if row.reward not in (None, record["reward"]) or row.curriculum not in (None, record["curriculum"]):
+            return
+        if row.phase == "phase 4" and row.learning != record.get("learning", False):
             return
         looks = record["looks"][row.found_as if row.phase != "phase 4" else "mpdistil"]
         new = {**figures["dev"], "looks": looks, "record": record, "splits": figures}
@@ -323,14 +343,15 @@ class Found:
 
 def same_student(one, other):
     """Whether two runs of phase 4 with one seed kept the same student: up to the look that was kept they
-    trained one student on the same picks, and it gave the same answers. What is left, the reward, reaches
-    the student by the picks alone, but for state_gradient=attached. Equal answers alone do not show it: two
-    students may well get the same examples right."""
+    trained one student on the same picks, and it gave the same answers. What is left, the reward and the
+    loss, reaches the student by the picks alone, but for state_gradient=attached and meta_term=attached.
+    Equal answers alone do not show it: two students may well get the same examples right."""
     def until_kept(figures):
         record, kept = figures["record"], figures.get("episode")
         rewards = record["rewards"][:kept] if choice_of(record, "state_gradient") == "attached" else None
+        loss = record["loss"] if choice_of(record, "meta_term") == "attached" else None
         return (kept, example_scores(figures), record["phases"].get("kd"), figures["looks"][:kept],
-                record["actions"][:kept], rewards)
+                record["actions"][:kept], rewards, loss)
 
     return until_kept(one) == until_kept(other)
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from lib.comparisons import COLUMNS, MISSING, SAME
 from lib.formats import percent, probability, span
-from lib.rows import MPDISTIL, ROWS, label_of
+from lib.rows import CONTROLS, MPDISTIL, ROWS, label_of
 from lib.statistics import chance_of_wins, count_wins, expected_best
 
 from bookkeeping.run_folder import LIMITS, limits_of
@@ -18,7 +18,8 @@ SPLITS = {"acc mismatched": "dev_mismatched"}
 METRICS = {"acc": ("accuracy",), "acc matched": ("accuracy",), "acc mismatched": ("accuracy",),
            "f1": ("f1", "f1_binary")}
 FLOOR = "Majority class"  # or the mean, of a regression
-CURVES = ("student", "kd", "kd_200", "kd_quiz", "uniform", "no_curriculum_col", *MPDISTIL)
+CURVES = ("student", "kd", "kd_200", "kd_quiz", "uniform", "no_curriculum_col", *MPDISTIL,
+          "mpdistil_learning")
 
 
 def task_of(column):
@@ -52,6 +53,12 @@ def columns_of(found):
     return {"title": ", ".join(found.tasks), "columns": columns, "values": {}}
 
 
+def rows_of(found):
+    """The rows of a page: the paper's, and the controls that any of its runs has."""
+    return [name for name in ROWS if name not in CONTROLS or any(found.cell(task, name)
+                                                                 for task in found.tasks)]
+
+
 def same_mark(found, task, name):
     """What a cell adds of a row that is another one's computation."""
     return f" ({SAME})" if found.same_run(task, name) != name else ""
@@ -67,7 +74,7 @@ def main_table(found, table):
         # the paper's word for it, or ours
         said = metric if table["values"] else METRIC_NAMES.get(metric, metric)
         header += [f"{column} {said}{all_have}", *["paper"] * bool(table["values"])]
-    for name in ROWS:
+    for name in rows_of(found):
         line = [label_of(name)]
         for position, (column, metric) in enumerate(table["columns"]):
             values, ours = list(figures_of(found, column, metric, name).values()), MISSING
@@ -98,7 +105,7 @@ def floor_line(found, table):
 def cell_lines(found, table):
     """The main table's cells, a line a seed."""
     lines = []
-    for name in ROWS:
+    for name in rows_of(found):
         for position, (column, metric) in enumerate(table["columns"]):
             task = task_of(column)
             paper = table["values"].get(name, {position: ""})[position]
@@ -131,7 +138,7 @@ def count_table(found):
         given = ", ".join(str(figures["correct"]) for figures in found.cell(task, name).values())
         return given + same_mark(found, task, name) if given else MISSING
 
-    lines = [[label_of(name), *(counts(task, name) for task in tasks)] for name in ROWS]
+    lines = [[label_of(name), *(counts(task, name) for task in tasks)] for name in rows_of(found)]
     return (header, lines) if tasks else None
 
 
@@ -205,7 +212,7 @@ def policy_table(found):
               "same picks as uniform, %"]
     lines = []
     for task in found.tasks:
-        for name in (*MPDISTIL, "uniform"):
+        for name in (*MPDISTIL, "uniform", "mpdistil_learning"):
             records = [figures["record"] for figures in found.cell(task, name).values()]
             if not records:
                 continue

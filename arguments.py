@@ -12,6 +12,13 @@ from bookkeeping.errors import InputError
 
 REWARDS = ("binary", "real")
 CURRICULA = ("policy", "uniform", "main_task")
+# methods to compare with (baselines.py), with their constants as published
+HINTON, ANNEALING = {"alpha": 0.5, "temperature": 5.0}, {"share": 2 / 3, "steps": 10}
+BASELINES = {
+    "hinton_kd": HINTON, "pkd_skip": {**HINTON, "beta": 100.0}, "pkd_last": {**HINTON, "beta": 100.0},
+    "alp_kd": {"ce": 0.1, "soft": 0.7, "layers": 0.2, "temperature": 20.0}, "annealing_kd": ANNEALING,
+    "continuation_kd": {**ANNEALING, "margin": 1.0}, "takd": HINTON,
+}
 EXPORTS = ("teacher", "kd", "kd_200", "kd_quiz")
 PHASES = ("teacher", "kd", "meta_teacher")  # where --stop_after may stop; phase 4 ends the run anyway
 
@@ -146,6 +153,11 @@ def build_parser():
     flag("--curriculum", choices=CURRICULA, default="policy",
          help="who picks the tasks a: the learnt policy pi, chance, or always the main task (the row "
               "no_curriculum)")
+    flag = parser.add_argument_group("methods to compare with (docs/BASELINES.md)").add_argument
+    flag("--baselines", nargs="+", choices=[*BASELINES, "all"], default=[], metavar="METHOD",
+         help=f"add rows, distilled from the same teacher: {', '.join(BASELINES)}; all")
+    flag("--baseline_set", nargs="+", action="extend", default=[], metavar="METHOD.KEY=VALUE",
+         help="another value of a constant of theirs, e.g. hinton_kd.temperature=2")
     flag = parser.add_argument_group("the run").add_argument
     flag("--output_dir", type=Path,
          help="folder of this run (default: "
@@ -181,7 +193,12 @@ def parse_arguments(argv=None):
     args = build_parser().parse_args(argv)
     args.student_model = args.student_model or args.teacher_model
     args.policy_learning_rate = args.policy_learning_rate or args.meta_learning_rate
-    args.set = sorted(set(args.set))
+    args.set, args.baseline_set = sorted(set(args.set)), sorted(set(args.baseline_set))
+    args.baselines = [name for name in BASELINES if name in args.baselines or "all" in args.baselines]
+    try:
+        constants_of(args)
+    except InputError as error:
+        build_parser().error(str(error))
     if args.fresh and args.phase_dir is not None:
         build_parser().error(
             "argument --fresh: found together with --phase_dir; a fresh run keeps its phases in its own"
@@ -200,6 +217,26 @@ def parse_arguments(argv=None):
     if args.fresh:
         args.phase_dir = args.output_dir / "phases"
     return args
+
+
+def constants_of(args):
+    """{method of --baselines: {constant: value}}, as published but for --baseline_set. InputError where that
+    names what is not there or gives a value that cannot be."""
+    found = {name: dict(BASELINES[name]) for name in args.baselines}
+    for text in args.baseline_set:
+        where, _, value = text.partition("=")
+        name, _, key = where.partition(".")
+        if name not in found or key not in found[name]:
+            known = [f"{name}.{key}" for name in found for key in found[name]]
+            raise InputError(f"argument --baseline_set: {text!r} found, expected METHOD.KEY=VALUE, METHOD.KEY"
+                             f" one of {', '.join(known) or 'none, since --baselines names no method'}")
+        kinds = {"steps": COUNT, "alpha": SHARE, "temperature": RATE,
+                 "share": number(float, 0, 1, open_low=True)}
+        try:
+            found[name][key] = kinds.get(key, number(float, 0))(value)
+        except argparse.ArgumentTypeError as error:
+            raise InputError(f"argument --baseline_set: {text}: {error}") from None
+    return found
 
 
 def written(args):

@@ -16,7 +16,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from arguments import PATHS, Protocol, loss_name, parse_arguments, part_of_the_run, resolve_protocol
+from arguments import (
+    PATHS,
+    Protocol,
+    constants_of,
+    loss_name,
+    parse_arguments,
+    part_of_the_run,
+    resolve_protocol,
+)
 from bookkeeping.screen import escape_unprintable
 
 if __name__ == "__main__":
@@ -28,6 +36,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from baselines import METHODS, BaselineTraining, distill_by
 from bookkeeping.checkpoints import Checkpoints, open_checkpoints
 from bookkeeping.errors import InputError, Stopped, TrainingError
 from bookkeeping.export import describe_export, names_of_labels, write_export
@@ -118,6 +127,8 @@ def four_phases(lab):
     if args.undistilled:
         train_undistilled(lab)
     student = distill(lab, teacher)
+    for method in args.baselines:
+        train_baseline(lab, method, teacher)
     if args.stop_after == "kd":
         return lab.finish()
 
@@ -173,7 +184,7 @@ def fine_tune(lab):
     outputs = lab.stored_outputs(phase, lambda: load_encoder(phase.folder, lab.bf16).to(lab.device))
     read = {split: 0 for split in inputs.answered}
     if args.stop_after != "teacher":
-        read |= {"quiz": 0, "train": max(lab.compared_layers(args.beta), default=0)}
+        read |= {"quiz": 0, "train": lab.kept_layers()}
     outputs.prepare(*((inputs.data[split], layers) for split, layers in read.items()))
     teacher = Teacher(heads, outputs, phase)
     lab.add_row("teacher", phase, teacher.predict)
@@ -214,6 +225,40 @@ def distill(lab, teacher):
     model.eval()
     lab.add_row("kd", phase, lab.predictor(model))
     return Student(model, phase)
+
+
+def train_baseline(lab, method, teacher):
+    """A row of its own: the student that a method to compare with distils on train, from the teacher or from
+    an assistant halfway between both in depth, which it distils first."""
+    args, inputs, source = lab.inputs.args, lab.inputs, teacher
+    if METHODS[method].assistant:
+        nlayers = (inputs.checkpoints.teacher_layers + args.nlayers) // 2
+        assistant = load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "assistant", nlayers,
+                               lab.bf16, args.head_dropout).to(lab.device)
+        phase = distil_baseline(lab, f"{method}_assistant", method, assistant, nlayers, teacher)
+        source = Teacher(assistant.heads.eval(), lab.stored_outputs(phase, lambda: assistant.encoder), phase)
+    student = lab.new_student()
+    phase = distil_baseline(lab, method, method, student, args.nlayers, source)
+    lab.add_row(method, phase, lab.predictor(student))
+
+
+def distil_baseline(lab, name, method, student, nlayers, teacher):
+    """The phase `name`: a method distils a student of so many layers. Returns the finished Phase."""
+    args, inputs = lab.inputs.args, lab.inputs
+    settings = lab.training(BaselineTraining, args.epochs, args.train_dataloader_size, args.learning_rate,
+                            method=method, nlayers=nlayers, constants=constants_of(args)[method],
+                            layers=lab.layers_of(method))
+    reads = lab.reads("train", teacher=teacher.phase.identity, checkpoint=(
+        inputs.checkpoints.student_sha256 if name == method else inputs.checkpoints.teacher_sha256))
+    with lab.open(name, distil_baseline, settings, reads) as phase:
+        if phase.finished:
+            load_weights(student, phase.folder, [inputs.task.name])
+        else:
+            best = distill_by(name, student, teacher.heads, teacher.outputs, inputs.data["train"], settings,
+                              **lab.loop(phase, lab.predictor(student)))
+            lab.publish(phase, best, student)
+    student.eval()
+    return phase
 
 
 def teach_meta_teacher(lab, teacher, student):
@@ -498,6 +543,17 @@ class Experiment:
     def not_called(self):
         """Names of code that this run does not call, though the phases' functions mention it."""
         return () if self.alternating else ("Alternation",)
+
+    def layers_of(self, method):
+        """[the student's layers, the teacher's] whose states a method to compare with reads."""
+        depth, nlayers = self.inputs.checkpoints.teacher_layers, self.inputs.args.nlayers
+        return list(METHODS[method].layers(depth, nlayers))
+
+    def kept_layers(self):
+        """How many of the teacher's layers the phases will ask for by example of train."""
+        args = self.inputs.args
+        asked = [self.compared_layers(args.beta), *(self.layers_of(method)[1] for method in args.baselines)]
+        return max((layer for layers in asked for layer in layers), default=0)
 
     # what the phases work with
 

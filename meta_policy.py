@@ -191,10 +191,11 @@ class Epoch:
 class EpochLoop:
     """What the loop of a phase works with; none of it changes but what the modules and streams hold.
 
-    step(indices) computes the gradients of one batch of `split` and returns its figures as {name: scalar
-    tensor}, `loss` among them. log: takes event(**values). evaluated: as in Epoch. before: called as an epoch
-    begins. epoch_steps: batches of an epoch, where that is not one pass over the split. update: "each_step",
-    or "each_episode", an epoch's gradients summed up as phase 4 may do it (METHOD.md row 12).
+    step(indices, done) computes the gradients of one batch of `split` and returns its figures as {name:
+    scalar tensor}, `loss` among them; done: share of all steps that were made, from 0 to 1. log: takes
+    event(**values). evaluated: as in Epoch. before: called as an epoch begins. epoch_steps: batches of an
+    epoch, where that is not one pass over the split. update: "each_step", or "each_episode", an epoch's
+    gradients summed up as phase 4 may do it (METHOD.md row 12).
     """
     phase: str
     module: torch.nn.Module
@@ -257,7 +258,8 @@ def run_epoch(loop, state, saver, bar):
     set_training(loop.module, settings.dropout, epoch.evaluated)
     finite = True
     for indices in epoch.order[len(meter.steps):]:
-        finite = meter.add(loop.step(indices), loop.split, indices)
+        done = ((epoch.number - 1) * loop.steps() + len(meter.steps)) / (settings.epochs * loop.steps())
+        finite = meter.add(loop.step(indices, done), loop.split, indices)
         if not finite:
             break
         if loop.update == "each_step":
@@ -283,7 +285,7 @@ def train_teacher(teacher, train, settings, evaluator, streams, log, saver=None)
     """Phase 1: CE on train. Leaves the best epoch's weights in teacher. Returns the Best."""
     device, rules = torch.device(settings.device), train.task.rules
 
-    def step(indices):
+    def step(indices, done):
         batch = train.batch(indices, device)
         outputs, _ = teacher(train.task.name, batch)
         loss = rules.loss(outputs, batch.labels)
@@ -298,7 +300,7 @@ def distillation_loop(phase, student, teacher_heads, teacher_outputs, train, set
     """The EpochLoop of phase 2; arguments as in distill_student."""
     task, device, rules = train.task.name, torch.device(settings.device), train.task.rules
 
-    def step(indices):
+    def step(indices, done):
         batch = train.batch(indices, device)
         pooled, states = student.encoder(batch, layers=settings.beta > 0)
         outputs = student.heads(task, pooled)
@@ -314,7 +316,7 @@ def distillation_loop(phase, student, teacher_heads, teacher_outputs, train, set
             else:
                 soft = soft_logits_loss(teacher_logits, outputs)
             if settings.beta > 0:
-                pkd = pkd_loss(states, teacher_states[[number - 1 for number in settings.compared]])
+                pkd = pkd_loss(states[:-1], teacher_states[[number - 1 for number in settings.compared]])
         loss = distillation_loss(soft, ce, pkd, settings.alpha, settings.beta)
         norm = backward(loss, student, settings.max_grad_norm)
         return {"loss": loss, "ce": ce, "soft": soft, "pkd": pkd, "gradient_norm": norm}
@@ -342,7 +344,7 @@ def meta_teacher_loop(meta_teacher, teacher_outputs, student_outputs, quiz, sett
     task, rules, loss_of = quiz.task.name, quiz.task.rules, META_LOSSES[settings.loss]
     all_labels = quiz.labels.to(settings.device)
 
-    def step(indices):
+    def step(indices, done):
         labels = all_labels[torch.from_numpy(indices).to(settings.device)]
         outputs_teacher = meta_teacher(task, teacher_outputs.outputs(quiz, indices)[0])
         outputs_student = meta_teacher(task, student_outputs.outputs(quiz, indices)[0])

@@ -153,9 +153,8 @@ class Encoder(nn.Module):
         return square_linear(self.pooler, self.body.config.hidden_size)
 
     def forward(self, batch, layers=False):
-        """pooled: (rows, hidden); with `layers` also the [CLS] states of layers 1..n-1: (n - 1, rows,
-        hidden), else None. hidden_states[0] are the embeddings and [-1] the last layer: both are left out
-        (METHOD.md phase 2)."""
+        """pooled: (rows, hidden); with `layers` also the [CLS] states of layers 1..n: (n, rows, hidden), else
+        None. hidden_states[0], the embeddings, are left out."""
         more = {}
         if self.takes_types and batch.token_type_ids is not None:
             more["token_type_ids"] = batch.token_type_ids
@@ -169,9 +168,7 @@ class Encoder(nn.Module):
         dtype = self.pooler_weight.dtype
         if not layers:
             return pooled.to(dtype), None
-        between = [states[:, 0].to(dtype) for states in out.hidden_states[1:-1]]
-        return pooled.to(dtype), (torch.stack(between) if between else pooled.new_zeros(
-            0, *pooled.shape, dtype=dtype))
+        return pooled.to(dtype), torch.stack([states[:, 0].to(dtype) for states in out.hidden_states[1:]])
 
 
 class Heads(nn.Module):

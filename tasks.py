@@ -257,6 +257,14 @@ def soft_squared_error(teacher_outputs, student_outputs, temperature):
     return F.mse_loss(student_outputs, teacher_outputs)
 
 
+def divergence(teacher_logits, student_logits, temperature):
+    """T^2 KL(softmax(T'/T) || softmax(S/T)), the sum over classes, the mean over the batch (Hinton, Vinyals
+    and Dean 2015). Both: (batch, classes) -> scalar."""
+    return temperature ** 2 * F.kl_div((student_logits / temperature).log_softmax(-1),
+                                       (teacher_logits / temperature).log_softmax(-1),
+                                       reduction="batchmean", log_target=True)
+
+
 def only_output(outputs):
     """(batch, 1) -> (batch)."""
     return outputs.squeeze(-1)
@@ -291,13 +299,15 @@ class Kind:
     """What differs between kinds of tasks; outputs are what Heads give: (batch, classes), or (batch, 1).
 
     loss(outputs, labels): scalar, the CE of every equation. agreement(outputs, labels): (batch), the p(y|x)
-    of every equation. soft_loss(teacher's outputs, student's outputs, temperature): scalar. answer(outputs):
-    (batch), what is predicted. labels: of Labels. choices: whether each label is a text of its own, an
-    encoder input each, whose scores a softmax compares.
+    of every equation. soft_loss(teacher's outputs, student's outputs, temperature): scalar; divergence: the
+    same of the methods that MPDistil is compared with. answer(outputs): (batch), what is predicted. labels:
+    of Labels. choices: whether each label is a text of its own, an encoder input each, whose scores a softmax
+    compares.
     """
     loss: Callable
     agreement: Callable
     soft_loss: Callable
+    divergence: Callable
     answer: Callable
     labels: Labels
     choices: bool
@@ -312,12 +322,12 @@ NUMBERS = Labels(type=torch.float32, missing=math.nan, parse=parse_number, read=
                  counts=False, stratum=rounded, describe=describe_numbers, floor=mean_of_all,
                  metrics=("pearson", "spearman"))
 KINDS = {
-    "classification": Kind(F.cross_entropy, true_class_probability, soft_loss, largest, CLASSES,
+    "classification": Kind(F.cross_entropy, true_class_probability, soft_loss, divergence, largest, CLASSES,
                            choices=False),
-    "multiple_choice": Kind(F.cross_entropy, true_class_probability, soft_loss, largest, CLASSES,
+    "multiple_choice": Kind(F.cross_entropy, true_class_probability, soft_loss, divergence, largest, CLASSES,
                             choices=True),
-    "regression": Kind(squared_error, negative_distance, soft_squared_error, only_output, NUMBERS,
-                       choices=False)
+    "regression": Kind(squared_error, negative_distance, soft_squared_error, soft_squared_error, only_output,
+                       NUMBERS, choices=False)
 }
 
 

@@ -14,12 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parents[1]
-COMPUTING = ("main_superglue", "meta_policy", "curriculum", "models", "metrics", "data_utils", "tasks")
+COMPUTING = ("main_superglue", "meta_policy", "baselines", "curriculum", "models", "metrics", "data_utils",
+             "tasks")
 ASSEMBLY = "main_superglue"
 VERSIONS = ("torch", "transformers")
 ALWAYS_CALLED = ("forward",)  # of a class, beside the methods whose names begin with __
-# methods that leave a phase's result alone: how a kill is survived, what is said of a result
-NO_RESULT = ("state_dict", "load_state_dict", "add_row", "write_row", "note_code")
+# methods that leave a phase's result alone: how a kill is survived, what is said of it, how much is kept
+NO_RESULT = ("state_dict", "load_state_dict", "add_row", "write_row", "note_code", "kept_layers")
 # of environment.json: where something was computed and by what commit, which is no part of an identity
 PROVENANCE = ("python", "torch", "transformers", "platform", "cpu", "cpu_threads", "gpu", "git_commit",
               "git_changes")

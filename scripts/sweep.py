@@ -38,7 +38,8 @@ from tasks import find_task, tasks_of
 BACKENDS = {"local": lib.local.run, "slurm": lib.slurm.run}  # each run(jobs, options) -> exit code
 # flags of main_superglue.py that the sweep sets itself
 OWN = ("--task", "--seed", "--use_comp_loss", "--reward_function", "--curriculum", "--stop_after",
-       "--output_dir", "--phase_dir", "--fresh", *(f"--{row.flag}" for row in ROWS.values() if row.flag))
+       "--baselines", "--output_dir", "--phase_dir", "--fresh",
+       *(f"--{row.flag}" for row in ROWS.values() if row.flag))
 
 
 # --- the command line ---------------------------------------------------------------------------------------

@@ -221,6 +221,38 @@ REFERENCE = {  # case of test_reference.py: mutations as above
 }
 
 
+# of the methods to compare with: noticed by the hand-worked numbers of tests/test_baselines.py
+BASELINES = (
+    ("hinton_kd: both shares exchanged", "baselines.py", 'return {"loss": (1 - constants["alpha"]) * ce',
+     'return {"loss": constants["alpha"] * ce'),
+    ("hinton_kd: no T^2", "tasks.py", "return temperature ** 2 * F.kl_div", "return F.kl_div"),
+    ("hinton_kd: the divergence turned round", "tasks.py",
+     "F.kl_div((student_logits / temperature).log_softmax(-1),\n"
+     "                                       (teacher_logits / temperature).log_softmax(-1),",
+     "F.kl_div((teacher_logits / temperature).log_softmax(-1),\n"
+     "                                       (student_logits / temperature).log_softmax(-1),"),
+    ("pkd: states as long as they are", "baselines.py",
+     "F.normalize(student_states, dim=-1) - F.normalize(teacher_states, dim=-1)",
+     "student_states - teacher_states"),
+    ("pkd: the mean over hidden", "baselines.py", "difference.square().sum(-1).mean()",
+     "difference.square().mean()"),
+    ("pkd_skip: the first layers", "baselines.py", 'teacher_layers(depth, nlayers, "skip")',
+     'teacher_layers(depth, nlayers, "first")'),
+    ("pkd_last: a layer too early", "baselines.py", "range(depth - nlayers + 1, depth)",
+     "range(depth - nlayers, depth - 1)"),
+    ("alp_kd: weights over the student's layers", "baselines.py", "teacher_states).softmax(-1)",
+     "teacher_states).softmax(1)"),
+    ("alp_kd: the mean over layers", "baselines.py", "mean((1, 2)).sum()", "mean()"),
+    ("annealing_kd: f counts from 0", "baselines.py", "min(steps, 1 + int(", "min(steps, int("),
+    ("annealing_kd: the teacher's logits whole", "baselines.py",
+     "soft = F.mse_loss(student.logits, factor * teacher.logits)\n",
+     "soft = F.mse_loss(student.logits, teacher.logits)\n"),
+    ("continuation_kd: a margin that stays", "baselines.py", '- constants["margin"] * factor)',
+     '- constants["margin"])'),
+    ("continuation_kd: psi up to 1", "baselines.py", "else 0.5 * done", "else 1.0 * done"),
+)
+
+
 class Stopped(Exception):
     """A check could not be made. The message says what stopped it."""
 
@@ -256,6 +288,16 @@ def replayed(folder, traces):
     return next((line for line in done.stdout.splitlines() if line != "None"), None)
 
 
+def by_hand(folder):
+    """The first hand-worked number of the methods to compare with that is another one, or None."""
+    done = python(folder, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_baselines.py", "-k",
+                  "by_hand")
+    said = next((line for line in done.stdout.splitlines() if line.startswith("E ")), "")
+    if done.returncode and not said:
+        raise Stopped(f"the tests stopped instead of comparing: {done.stderr or done.stdout}")
+    return said.strip("E ") if done.returncode else None
+
+
 def held(folder, case):
     """The first figure out of tolerance in a case of test_reference.py, or None."""
     done = python(folder, "-m", "pytest", "-p", "no:cacheprovider",
@@ -271,11 +313,13 @@ def main(traces):
         number, (check, what, file, *pairs) = numbered
         folder = Path(work) / str(number)
         copy_with(folder, file, *pairs)
-        found = replayed(folder, traces) if check == "replay" else held(folder, check)
+        found = (replayed(folder, traces) if check == "replay" else
+                 by_hand(folder) if check == "baselines" else held(folder, check))
         shutil.rmtree(folder)
         return check, what, found, bool(found) == bool(pairs)
 
-    jobs = [(check, *mutation) for check, mutations in {"replay": REPLAY, **REFERENCE}.items()
+    checks = {"replay": REPLAY, "baselines": BASELINES, **REFERENCE}
+    jobs = [(check, *mutation) for check, mutations in checks.items()
             for mutation in (("nothing (control)", "models.py"), *mutations)]
     right = True
     with tempfile.TemporaryDirectory() as work, ThreadPoolExecutor(WORKERS) as pool:

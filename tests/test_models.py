@@ -44,15 +44,15 @@ def test_student_is_the_first_layers_of_the_checkpoint(kind, encoders, data_dir)
     batch = split.batch(np.arange(5))
     _, teacher_states = teacher.encoder(batch, layers=True)
     pooled, student_states = student.encoder(batch, layers=True)
-    assert (teacher_states.shape == (3, 5, 16) and student_states.shape == (2, 5, 16)
+    assert (teacher_states.shape == (4, 5, 16) and student_states.shape == (3, 5, 16)
             and pooled.shape == (5, 16))
-    torch.testing.assert_close(student_states, teacher_states[:2])
+    torch.testing.assert_close(student_states, teacher_states[:3])
     whole = AutoModel.from_pretrained(encoders[kind])
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if kind == "bert":
         inputs["token_type_ids"] = batch.token_type_ids
     states = whole.eval()(**inputs, output_hidden_states=True).hidden_states
-    torch.testing.assert_close(student_states, torch.stack([state[:, 0] for state in states[1:3]]))
+    torch.testing.assert_close(student_states, torch.stack([state[:, 0] for state in states[1:4]]))
     first = student.encoder.dense(student.encoder.body(**inputs).last_hidden_state[:, 0])
     activation = {"distilbert": torch.relu, "deberta": torch.nn.functional.gelu}.get(kind, torch.tanh)
     torch.testing.assert_close(pooled, activation(first))  # as the family's own classifier has it

@@ -99,7 +99,7 @@ def runs(encoders, data_dir, tmp_path_factory):
 
 
 def test_the_replay_of_a_run_is_the_run(runs, tmp_path, capsys):
-    """From the first weights, the states and the advantages it gives the probabilities that the run logged."""
+    """From the first weights, the states and the advantages it gives the probabilities that were logged."""
     compact, page, figure = (tmp_path / name for name in ("policy.jsonl", "page.md", "figure.svg"))
     words = [*map(str, runs), "--replays", "9", "--compact", str(compact), "--output", str(page), "--figure",
              str(figure)]

@@ -123,6 +123,16 @@ def test_bad_flags_are_refused(words, said, capsys):
     assert code == 2 and said in error and error.count("\n") == 1
 
 
+def test_methods_to_compare_with_are_rows_of_the_first_run(capsys):
+    command, = printed(capsys, "--tasks", "CB", "--rows", "kd", "takd", "hinton_kd")
+    place = command.index("--baselines")
+    assert command[place + 1:place + 3] == ["hinton_kd", "takd"] and value(command, "--stop_after") == "kd"
+    first, *rest = printed(capsys, "--tasks", "CB", "--rows", "uniform", "baselines")
+    assert len(first[first.index("--baselines") + 1:]) > 7
+    others = [*rest, *printed(capsys, "--tasks", "CB")]  # not in `all`
+    assert all("--baselines" not in words for words in others)
+
+
 def test_a_policy_that_can_learn_needs_an_update_a_step(capsys):
     assert sweep.main(["--data_dir", "data", "--rows", "mpdistil_learning", "--protocol", "released"]) == 2
     assert "set reward_weights=after_update" in capsys.readouterr().err

@@ -301,6 +301,19 @@ def test_a_direction_is_named_only_where_the_tests_carry_it(tables):
             " (CB +0.0 points)." in real)
 
 
+def test_methods_to_compare_with_stand_beside_kd(tables):
+    records = column()
+    for record in records:
+        if record["curriculum"] == "policy" and "kd_200" in record["rows"]:
+            record["rows"]["hinton_kd"] = {"dev": figures_of(36, epoch=2)}
+            record["looks"]["hinton_kd"] = [10, 36]
+    text = tables(records)[1]
+    assert row_of(text, "KD (Hinton et al. 2015)")[3] == "90.0 ± 0.0" and "ALP-KD" not in text
+    line = next(line for line in text.splitlines() if line.startswith("| KD (Hinton et al. 2015)")
+                and "Distilled student" in line)
+    assert "+40.0" in line and "hinton_kd" not in text.split("Missing rows")[1].split("\n")[0]
+
+
 def test_seeds_and_the_number_of_comparisons_count(tables):
     """Differences that are clear over examples, for these seeds, and whose interval leaves zero out: over
     seeds p is 0.01, which is no direction among 22 comparisons."""

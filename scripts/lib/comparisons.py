@@ -2,7 +2,7 @@
 from functools import cached_property
 
 from lib.formats import probability, span
-from lib.rows import MPDISTIL, ROWS, label_of
+from lib.rows import BASELINE_ROWS, MPDISTIL, ROWS, label_of
 from lib.statistics import corrected, mean_interval, paired_t_p, permutation_p
 
 AGAINST = ("kd", "kd_200", "kd_quiz", "uniform", "teacher")  # what each MPDistil row is compared with
@@ -118,6 +118,8 @@ def compare(found):
     rows |= {(task, row, other): Comparison(found, task, [row], [other], [label_of(row), label_of(other)])
              for task in found.tasks for row in ["mpdistil_learning"] if found.cell(task, row)
              for other in LEARNING_AGAINST}
+    rows |= {(task, row, "kd"): Comparison(found, task, [row], ["kd"], [label_of(row), label_of("kd")])
+             for task in found.tasks for row in BASELINE_ROWS if found.cell(task, row)}
     factors = {(task, name): Comparison(found, task, *sides, [f"{task}: {name}"])
                for task in found.tasks for name, sides in FACTORS.items()}
     known = [comparison for comparison in (*rows.values(), *factors.values()) if comparison.seeds]

@@ -63,7 +63,7 @@ def work_of(args, facts):
     return {
         "teacher": epochs(args.teacher_epochs, facts["layers"]),
         "kd": epochs(args.epochs, args.nlayers),
-        "student": epochs(args.epochs, args.nlayers),
+        **{name: epochs(args.epochs, args.nlayers) for name in ("student", *args.baselines)},
         "kd_200": episodes(steps * args.val_dataloader_size * tokens["train"] / train),
         "kd_quiz": episodes(steps * args.val_dataloader_size
                             * (tokens["train"] + tokens["quiz"]) / (train + quiz)),
@@ -97,7 +97,7 @@ def phases_of(job):
     args, task = job.args, job.args.task
     phases = ["teacher"]
     if args.stop_after != "teacher":
-        phases += ["kd", *["student"] * args.undistilled]
+        phases += ["kd", *["student"] * args.undistilled, *args.baselines]
     if args.stop_after not in ("teacher", "kd"):
         phases += [name for name in ("kd_200", "kd_quiz") if getattr(args, name)]
     # a distilled student is another one with each loss, where phases alternate

@@ -118,7 +118,8 @@ def plan(tasks, seeds, rows, output_dir, data_dir, more, rates=None):
     if any(row.learning for row, _ in wanted):
         resolve_protocol(parse(tasks[0], learning)[1])
     losses = [loss for loss in LOSSES if loss == "col" or any(other == loss for _, other in wanted)]
-    controls = [row.flag for row, _ in wanted if row.flag]
+    controls, methods = [row.flag for row, _ in wanted if row.flag], [row.found_as for row, _ in wanted
+                                                                      if row.baseline]
     jobs = []
 
     def add(task, seed, words, name=None, **more_of_job):
@@ -136,9 +137,10 @@ def plan(tasks, seeds, rows, output_dir, data_dir, more, rates=None):
         for task in tasks:
             shared = {}
             for loss in losses:
-                words = ["--use_comp_loss"] if loss == "com" else [f"--{flag}" for flag in controls]
+                words = ["--use_comp_loss"] if loss == "com" else [
+                    *(f"--{flag}" for flag in controls), *["--baselines", *methods] * bool(methods)]
                 stop = "meta_teacher" if last == "phase 4" or loss == "com" else last
-                name = "-".join([loss, "shared", *controls * (loss == "col")])
+                name = "-".join([loss, "shared", *[*controls, *methods] * (loss == "col")])
                 shared[loss] = add(task, seed, [*words, "--stop_after", stop], name, kind=f"shared {loss}",
                                    after=shared.get("col"))
             for loss, reward, curriculum, learns in variants:

@@ -17,7 +17,8 @@ class Row:
     """One row. found_as: its name in a run's result.json. phase: the last phase that it needs. loss, reward,
     curriculum: of the runs that have it; None: any of them has the same. flag: of main_superglue.py, without
     which a run leaves the row out. label: as a table shows it, where the paper does not have it. learning:
-    whether its policy is one that can learn (LEARNING)."""
+    whether its policy is one that can learn (LEARNING). baseline: whether it is a method to compare with, of
+    --baselines."""
     found_as: str
     phase: str
     loss: str | None = None
@@ -26,6 +27,7 @@ class Row:
     flag: str | None = None
     label: str | None = None
     learning: bool = False
+    baseline: bool = False
 
     def losses(self, alternating, attached=False):
         """The losses of the runs that have the row. alternating: whether phases 2 and 3 take turns
@@ -56,13 +58,21 @@ ROWS = {
                    label="Control: uniform policy, collaborative + binary"),
     "mpdistil_learning": Row("mpdistil", "phase 4", "col", "real", "policy", learning=True,
                              label="Control, ours: a policy that can learn, collaborative + real"),
+    **{name: Row(name, "kd", baseline=True, label=label) for name, label in (
+        ("hinton_kd", "KD (Hinton et al. 2015)"), ("pkd_skip", "PKD, skip (Sun et al. 2019)"),
+        ("pkd_last", "PKD, last (Sun et al. 2019)"), ("alp_kd", "ALP-KD (Passban et al. 2021)"),
+        ("annealing_kd", "Annealing KD (Jafari et al. 2021)"),
+        ("continuation_kd", "Continuation KD (Jafari et al. 2022)"),
+        ("takd", "TAKD (Mirzadeh et al. 2020)"))},
 }
 # what makes a policy that can learn: readings (METHOD.md rows 27 and 28) and the policy's rate
 LEARNING_SET, LEARNING_RATE = ("advantage=step_mean", "reward_of=improvement"), 1e-2
-CONTROLS = [name for name, row in ROWS.items() if row.label]
-MPDISTIL = [name for name in ROWS if name.startswith("mpdistil_") and name not in CONTROLS]
-ALIASES = {"all": list(ROWS), "paper": [name for name in ROWS if name not in CONTROLS], "controls": CONTROLS,
-           "main_task": ["no_curriculum_col", "no_curriculum_com"]}
+BASELINE_ROWS = [name for name, row in ROWS.items() if row.baseline]
+CONTROLS = [name for name, row in ROWS.items() if row.label and not row.baseline]
+OF_THE_PAPER = [name for name, row in ROWS.items() if not row.label]
+MPDISTIL = [name for name in OF_THE_PAPER if name.startswith("mpdistil_")]
+ALIASES = {"all": [*OF_THE_PAPER, *CONTROLS], "paper": OF_THE_PAPER, "controls": CONTROLS,
+           "baselines": BASELINE_ROWS, "main_task": ["no_curriculum_col", "no_curriculum_com"]}
 
 
 def find_rows(names):

@@ -5,7 +5,7 @@ import numpy as np
 
 from lib.comparisons import COLUMNS, MISSING, SAME
 from lib.formats import percent, probability, span
-from lib.rows import CONTROLS, MPDISTIL, ROWS, label_of
+from lib.rows import BASELINE_ROWS, MPDISTIL, OF_THE_PAPER, ROWS, label_of
 from lib.statistics import chance_of_wins, count_wins, expected_best
 
 from bookkeeping.run_folder import LIMITS, limits_of
@@ -19,7 +19,7 @@ METRICS = {"acc": ("accuracy",), "acc matched": ("accuracy",), "acc mismatched":
            "f1": ("f1", "f1_binary")}
 FLOOR = "Majority class"  # or the mean, of a regression
 CURVES = ("student", "kd", "kd_200", "kd_quiz", "uniform", "no_curriculum_col", *MPDISTIL,
-          "mpdistil_learning")
+          "mpdistil_learning", *BASELINE_ROWS)
 
 
 def task_of(column):
@@ -54,8 +54,8 @@ def columns_of(found):
 
 
 def rows_of(found):
-    """The rows of a page: the paper's, and the controls that any of its runs has."""
-    return [name for name in ROWS if name not in CONTROLS or any(found.cell(task, name)
+    """The rows of a page: the paper's, and the others that any of its runs has."""
+    return [name for name in ROWS if name in OF_THE_PAPER or any(found.cell(task, name)
                                                                  for task in found.tasks)]
 
 

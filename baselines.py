@@ -1,0 +1,171 @@
+"""Methods that MPDistil is compared with: one pure loss a method, and what it reads.
+
+All are trained alike: the student starts as kd's does, from the first n layers of the pre-trained
+checkpoint, and learns on train from the same frozen teacher, for as many epochs, at the same rate; dev is
+looked at once an epoch and the best look is kept. Where a method's own setting is another one,
+docs/BASELINES.md says so.
+
+A loss is given Answers of both sides, the labels, the task's rules (tasks.KINDS) and the method's constants
+(arguments.BASELINES); `done` is the share of its steps that were made, from 0 to 1. It returns {name:
+scalar}, `loss` among them. For regression the rules put MSE to the label in the place of CE, and MSE of the
+outputs in the place of a divergence.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from meta_policy import EpochLoop, Training, backward, run_epochs, teacher_layers
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one side says of a batch. logits: (batch, classes); states: [CLS] states of the layers that the
+    method asks for, (layers, batch * choices, hidden)."""
+    logits: torch.Tensor
+    states: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A method. source: its paper; loss(student, teacher, labels, rules, constants,
+    done); layers(depth, nlayers): (the student's layers, the teacher's) whose [CLS] states it reads, counted
+    from 1; assistant: whether the student's teacher is an assistant, halfway between in depth, which the same
+    loss distils from the teacher first."""
+    source: str
+    loss: Callable
+    layers: Callable = lambda depth, nlayers: ([], [])
+    assistant: bool = False
+
+
+# --- losses -------------------------------------------------------------------------------------------------
+
+def hinton_kd(student, teacher, labels, rules, constants, done):
+    """(1 - a) CE(S(x), y) + a T^2 KL(p_T(x; T) || p_S(x; T)) (Hinton, Vinyals and Dean 2015)."""
+    ce = rules.loss(student.logits, labels)
+    soft = rules.divergence(teacher.logits, student.logits, constants["temperature"])
+    return {"loss": (1 - constants["alpha"]) * ce + constants["alpha"] * soft, "ce": ce, "soft": soft}
+
+
+def patient_distance(student_states, teacher_states):
+    """|| s / |s| - t / |t| ||^2, the sum over hidden, the mean over batch and layers (Sun et al. 2019). Both:
+    (layers, batch, hidden) -> scalar; 0 without layers."""
+    if not len(student_states):
+        return student_states.new_zeros(())
+    difference = F.normalize(student_states, dim=-1) - F.normalize(teacher_states, dim=-1)
+    return difference.square().sum(-1).mean()
+
+
+def pkd(student, teacher, labels, rules, constants, done):
+    """hinton_kd + b * patient_distance (Sun et al. 2019)."""
+    found = hinton_kd(student, teacher, labels, rules, constants, done)
+    patient = patient_distance(student.states, teacher.states)
+    return {**found, "loss": found["loss"] + constants["beta"] * patient, "pkd": patient}
+
+
+def attended(student_states, teacher_states):
+    """Each student layer's mixture of all teacher layers: sum_j w_lj t_j with w_l = softmax_j(s_l . t_j)
+    (Passban et al. 2021). (n, batch, hidden), (N, batch, hidden) -> (n, batch, hidden)."""
+    weights = torch.einsum("lbh,jbh->lbj", student_states, teacher_states).softmax(-1)
+    return torch.einsum("lbj,jbh->lbh", weights, teacher_states)
+
+
+def alp_kd(student, teacher, labels, rules, constants, done):
+    """a CE + b T^2 KL(p_T || p_S) + c sum over the student's layers of MSE(s_l, attended_l) (Passban et al.
+    2021)."""
+    ce = rules.loss(student.logits, labels)
+    soft = rules.divergence(teacher.logits, student.logits, constants["temperature"])
+    mixed = attended(student.states, teacher.states)
+    layers = (student.states - mixed).square().mean((1, 2)).sum()
+    loss = constants["ce"] * ce + constants["soft"] * soft + constants["layers"] * layers
+    return {"loss": loss, "ce": ce, "soft": soft, "layers": layers}
+
+
+def annealing_factor(done, share, steps):
+    """f: 1 / steps, 2 / steps, ... 1 in equal parts of the first `share` of the training (Jafari et al.
+    2021), then 1."""
+    return min(steps, 1 + int(done / share * steps + 1e-9)) / steps
+
+
+def annealing_kd(student, teacher, labels, rules, constants, done):
+    """In the first part of the training MSE(z_S, f z_T) with f from annealing_factor, then CE(S(x), y)
+    (Jafari et al. 2021). z: logits."""
+    if done >= constants["share"]:
+        ce = rules.loss(student.logits, labels)
+        return {"loss": ce, "ce": ce, "soft": torch.zeros_like(ce)}
+    factor = annealing_factor(done, constants["share"], constants["steps"])
+    soft = F.mse_loss(student.logits, factor * teacher.logits)
+    return {"loss": soft, "ce": torch.zeros_like(soft), "soft": soft}
+
+
+def continuation_kd(student, teacher, labels, rules, constants, done):
+    """psi CE + (1 - psi) max(0, MSE(z_S, f z_T) - m f), psi from 0 to 1/2 in the first part of the training,
+    f from annealing_factor; then CE alone (Jafari et al. 2022)."""
+    ce = rules.loss(student.logits, labels)
+    factor = annealing_factor(done, constants["share"], constants["steps"])
+    soft = (F.mse_loss(student.logits, factor * teacher.logits) - constants["margin"] * factor).clamp(min=0)
+    psi = 1.0 if done >= constants["share"] else 0.5 * done / constants["share"]
+    return {"loss": psi * ce + (1 - psi) * soft, "ce": ce, "soft": soft}
+
+
+# --- the table ----------------------------------------------------------------------------------------------
+
+def skipped(depth, nlayers):
+    """Student layers 1..n-1 against every (N/n)-th teacher layer."""
+    return list(range(1, nlayers)), teacher_layers(depth, nlayers, "skip")
+
+
+def last_ones(depth, nlayers):
+    """Student layers 1..n-1 against teacher layers N-n+1..N-1."""
+    return list(range(1, nlayers)), list(range(depth - nlayers + 1, depth))
+
+
+def all_of_both(depth, nlayers):
+    return list(range(1, nlayers + 1)), list(range(1, depth + 1))
+
+
+METHODS = {  # their constants: arguments.BASELINES
+    "hinton_kd": Baseline("Hinton, Vinyals and Dean 2015, arXiv:1503.02531", hinton_kd),
+    "pkd_skip": Baseline("Sun et al. 2019, arXiv:1908.09355", pkd, skipped),
+    "pkd_last": Baseline("Sun et al. 2019, arXiv:1908.09355", pkd, last_ones),
+    "alp_kd": Baseline("Passban et al. 2021, arXiv:2012.14022", alp_kd, all_of_both),
+    "annealing_kd": Baseline("Jafari et al. 2021, arXiv:2104.07163", annealing_kd),
+    "continuation_kd": Baseline("Jafari et al. 2022, arXiv:2212.05998", continuation_kd),
+    "takd": Baseline("Mirzadeh et al. 2020, arXiv:1902.03393", hinton_kd, assistant=True),
+}
+
+
+# --- the loop -----------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class BaselineTraining(Training):
+    """Settings of a method's training. layers: (the student's, the teacher's) whose states it reads."""
+    method: str
+    nlayers: int
+    constants: dict
+    layers: list
+
+
+def distill_by(phase, student, teacher_heads, teacher_outputs, train, settings, evaluator, streams, log,
+               saver=None):
+    """Train a student on train by a method; arguments as in meta_policy.distill_student. Leaves the best
+    epoch's weights in student. Returns the Best."""
+    task, device, rules = train.task.name, torch.device(settings.device), train.task.rules
+    loss_of, (ours, theirs) = METHODS[settings.method].loss, settings.layers
+
+    def step(indices, done):
+        batch = train.batch(indices, device)
+        pooled, states = student.encoder(batch, layers=bool(ours))
+        states = states[[number - 1 for number in ours]] if ours else pooled.new_zeros(0, *pooled.shape)
+        teacher_pooled, teacher_states = teacher_outputs.outputs(train, indices,
+                                                                 layers=max(theirs, default=0))
+        with torch.no_grad():
+            teacher_logits = teacher_heads.eval()(task, teacher_pooled)
+        figures = loss_of(Answers(student.heads(task, pooled), states),
+                          Answers(teacher_logits, teacher_states[[number - 1 for number in theirs]]),
+                          batch.labels, rules, settings.constants, done)
+        return {**figures, "gradient_norm": backward(figures["loss"], student, settings.max_grad_norm)}
+
+    loop = EpochLoop(phase, student, train, step, settings, evaluator, streams, log)
+    return run_epochs(loop, saver=saver)[0]

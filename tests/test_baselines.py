@@ -1,0 +1,290 @@
+"""The methods to compare with: their losses by hand, identities, finite differences; rows through the command
+line, killed and gone on with."""
+import json
+import math
+import re
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import baselines
+from arguments import BASELINES, constants_of, parse_arguments
+from baselines import METHODS, Answers, annealing_factor, attended, patient_distance
+from conftest import ROOT, read_lines
+from tasks import KINDS, divergence
+
+CLASSES, NUMBERS = KINDS["classification"], KINDS["regression"]
+
+
+def tensor(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+NOTHING = torch.zeros(0, 2, 3, dtype=torch.float64)
+LABELS = torch.tensor([0, 1])
+# p = (3/4, 1/4) and even at temperature 1
+Z_TEACHER, Z_STUDENT = tensor([math.log(3), 0], [0, 0]), tensor([0, 0], [0, 0])
+
+
+def close(value, expected):
+    assert torch.as_tensor(value).item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def loss_of(method, student, teacher, labels=LABELS, rules=CLASSES, done=0.0, **constants):
+    return METHODS[method].loss(student, teacher, labels, rules, {**BASELINES[method], **constants}, done)
+
+
+def random_side(layers=2, seed=0, classes=3):
+    random = torch.Generator().manual_seed(seed)
+    return Answers(torch.randn(4, classes, dtype=torch.float64, generator=random),
+                   torch.randn(layers, 4, 5, dtype=torch.float64, generator=random))
+
+
+def test_every_method_has_constants_a_row_and_a_line_in_the_documents():
+    from lib.rows import BASELINE_ROWS
+    assert list(BASELINES) == list(METHODS) == BASELINE_ROWS
+    page = (ROOT / "docs" / "BASELINES.md").read_text()
+    for name, method in METHODS.items():
+        line, = re.findall(rf"^\| `{name}` \|.*$", page, re.M)
+        assert line.rstrip(" |").endswith(method.source) or method.source in line
+        cell = line.split(" | ")[2]
+        for key, value in BASELINES[name].items():
+            said = re.search(rf"`{key}` (\S+?)(?:,|$)", cell) if "the same" not in cell else None
+            assert said is None or eval(said[1]) == pytest.approx(value), (name, key)
+            assert said or "the same" in cell
+
+
+def test_divergence_by_hand():
+    kl = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    close(divergence(Z_TEACHER, Z_STUDENT, 1.0), kl / 2)
+    # softened: the logits divided by T; times T^2
+    soft = torch.softmax(tensor(math.log(3) / 2, 0), 0)
+    close(divergence(Z_TEACHER, Z_STUDENT, 2.0), 4 * (soft * (soft / 0.5).log()).sum().item() / 2)
+    close(divergence(Z_TEACHER, Z_TEACHER + 7, 3.0), 0)     # a constant changes no probability
+    assert divergence(Z_TEACHER, Z_STUDENT, 1.0) != divergence(Z_STUDENT, Z_TEACHER, 1.0)
+    close(NUMBERS.divergence(tensor([2.0]), tensor([0.5]), 9.0), 2.25)
+
+
+def test_hinton_kd_by_hand():
+    student, teacher = Answers(Z_STUDENT, NOTHING), Answers(Z_TEACHER, NOTHING)
+    found = loss_of("hinton_kd", student, teacher, alpha=0.25)
+    close(found["ce"], math.log(2))
+    close(found["soft"], divergence(Z_TEACHER, Z_STUDENT, 5.0).item())
+    close(found["loss"], 0.75 * found["ce"] + 0.25 * found["soft"])
+    close(loss_of("hinton_kd", student, teacher, alpha=0.0)["loss"], math.log(2))
+    close(loss_of("hinton_kd", teacher, teacher, alpha=1.0)["loss"], 0)
+
+
+def test_pkd_by_hand():
+    states = tensor([[3, 4, 0]]), tensor([[0, 2, 0]])
+    close(patient_distance(states[0][None], states[1][None]), 0.36 + 0.04)  # (.6, .8, 0) and (0, 1, 0)
+    close(patient_distance(7 * states[0][None], states[1][None]), 0.4)      # lengths do not count
+    close(patient_distance(states[0][None], states[0][None]), 0)
+    close(patient_distance(NOTHING, NOTHING), 0)
+    two = torch.stack([states[0], states[1]]), torch.stack([states[1], states[1]])
+    close(patient_distance(*two), 0.2)                                      # the mean over layers
+    student, teacher = random_side(seed=1), random_side(seed=2)
+    labels = torch.tensor([0, 2, 1, 1])
+    for method in ("pkd_skip", "pkd_last"):
+        found = loss_of(method, student, teacher, labels, beta=3.0)
+        plain = loss_of("hinton_kd", student, teacher, labels)
+        patient = patient_distance(student.states, teacher.states).item()
+        close(found["loss"], plain["loss"].item() + 3 * patient)
+    assert METHODS["pkd_skip"].layers(12, 6) == ([1, 2, 3, 4, 5], [2, 4, 6, 8, 10])
+    assert METHODS["pkd_last"].layers(12, 6) == ([1, 2, 3, 4, 5], [7, 8, 9, 10, 11])
+    assert METHODS["pkd_last"].layers(6, 3) == ([1, 2], [4, 5])
+    assert METHODS["pkd_skip"].layers(4, 1) == METHODS["pkd_last"].layers(4, 1) == ([], [])
+
+
+def test_alp_kd_by_hand():
+    teacher = torch.stack([tensor([1.0, 0.0]), tensor([0.0, 1.0])])
+    student = tensor([[math.log(3), 0.0]])                                  # dot products log 3 and 0
+    close((attended(student, teacher) - tensor([0.75, 0.25])).abs().max(), 0)
+    # one teacher layer: it is copied whatever the weights
+    close((attended(student, teacher[:1]) - teacher[:1]).abs().max(), 0)
+    one, other = Answers(Z_STUDENT[:1], student), Answers(Z_TEACHER[:1], teacher)
+    found = loss_of("alp_kd", one, other, LABELS[:1])
+    close(found["layers"], ((math.log(3) - 0.75) ** 2 + 0.25 ** 2) / 2)
+    close(found["loss"], 0.1 * found["ce"] + 0.7 * found["soft"] + 0.2 * found["layers"])
+    twice = loss_of("alp_kd", Answers(Z_STUDENT[:1], torch.cat([student, student])), other, LABELS[:1])
+    close(twice["layers"], 2 * found["layers"].item())                      # a sum over the student's layers
+    assert METHODS["alp_kd"].layers(4, 2) == ([1, 2], [1, 2, 3, 4])
+
+
+def test_what_is_annealed_by_hand():
+    factors = [annealing_factor(done, 2 / 3, 10) for done in (0, 0.06, 1 / 15, 0.1, 0.5, 0.66, 2 / 3, 1)]
+    assert factors == [0.1, 0.1, 0.2, 0.2, 0.8, 1.0, 1.0, 1.0]
+    student, teacher = Answers(Z_STUDENT, NOTHING), Answers(Z_TEACHER, NOTHING)
+    mean = math.log(3) ** 2 / 4
+    close(loss_of("annealing_kd", student, teacher, done=0.0)["loss"], 0.01 * mean)
+    close(loss_of("annealing_kd", student, teacher, done=0.65)["loss"], mean)
+    found = loss_of("annealing_kd", student, teacher, done=0.7)
+    close(found["loss"], math.log(2))
+    assert found["soft"].item() == 0
+    # continuation: the margin shrinks with f, and psi grows
+    far = Answers(Z_TEACHER + 3, NOTHING)
+    found = loss_of("continuation_kd", far, teacher, done=1 / 3)            # f 0.6, psi 1/4
+    soft = F.mse_loss(far.logits, 0.6 * Z_TEACHER) - 0.6
+    close(found["soft"], soft.item())
+    close(found["loss"], 0.25 * found["ce"].item() + 0.75 * soft.item())
+    close(loss_of("continuation_kd", student, teacher, done=0.0)["loss"], 0)  # within the margin, psi 0
+    ce = F.cross_entropy(far.logits, LABELS).item()
+    close(loss_of("continuation_kd", far, teacher, done=0.9)["loss"], ce)
+
+
+@pytest.mark.parametrize("done", [0.0, 0.4, 0.9])
+@pytest.mark.parametrize("method", METHODS)
+def test_gradients_against_finite_differences(method, done):
+    """Of classes and of numbers; and the teacher's side has no gradient."""
+    teacher = random_side(seed=5)
+    for rules, labels, classes in ((CLASSES, torch.tensor([0, 2, 1, 1]), 3),
+                                   (NUMBERS, tensor(1.0, 0.5, -2.0, 3.0), 1)):
+        student, there = random_side(seed=4, classes=classes), random_side(seed=5, classes=classes)
+        logits, states = 3 * student.logits, student.states
+        logits.requires_grad_(), states.requires_grad_()
+
+        def loss(logits, states, there=there, labels=labels, rules=rules):
+            return loss_of(method, Answers(logits, states), there, labels, rules, done)["loss"]
+
+        assert torch.autograd.gradcheck(loss, (logits, states))
+    assert not teacher.logits.requires_grad
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_order_of_examples_does_not_count(method):
+    student, teacher, labels = random_side(seed=1), random_side(seed=2), torch.tensor([0, 2, 1, 1])
+    order = torch.tensor([2, 0, 3, 1])
+
+    def turned(side):
+        return Answers(side.logits[order], side.states[:, order])
+
+    for done in (0.0, 0.5, 0.9):
+        close(loss_of(method, turned(student), turned(teacher), labels[order], done=done)["loss"],
+              loss_of(method, student, teacher, labels, done=done)["loss"].item())
+
+
+# --- through the command line -------------------------------------------------------------------------------
+
+def test_rows_of_all_methods(command, glue):
+    """Classes, choices and numbers; each row is scored, predicted and found again."""
+    for task in ("CB", "COPA", "STS-B"):
+        flags = dict(baselines=["all"], stop_after="kd", nlayers=2, epochs=2,
+                     **({"data_dir": glue} if task == "STS-B" else {}))
+        code, folder = command(task, folder=f"r/{task}", **flags)
+        assert code == 0
+        result = json.loads((folder / "result.json").read_text())
+        assert list(result["rows"]) == ["teacher", "kd", *METHODS]
+        for name in METHODS:
+            assert list((folder / "predictions" / name / "dev").iterdir())
+            epochs = [line for line in read_lines(folder / "metrics.jsonl") if line["phase"] == name]
+            assert [line["epoch"] for line in epochs] == [1, 2] and all(line["loss"] >= 0 for line in epochs)
+        assert set(phases_in(folder)) >= {"takd_assistant", *METHODS}
+
+
+def phases_in(folder):
+    return sorted(path.parent.name.split("-")[0]
+                  for path in (folder.parent / "phases").glob("*/phase.json"))
+
+
+class Killed(BaseException):
+    pass
+
+
+def weights_of(folder, method):
+    path, = (folder.parent / "phases").glob(f"{method}-*/*model.safetensors")
+    return path.read_bytes()
+
+
+def test_constants_are_part_of_a_phase_and_teachers_are_not(command):
+    flags = dict(nlayers=2, stop_after="kd", learning_rate=1e-3)
+    _, plain = command(folder="r/plain", baselines=["hinton_kd"], **flags)
+    code, other = command(folder="r/other", baselines=["hinton_kd", "alp_kd"],
+                          baseline_set=["hinton_kd.temperature=1", "hinton_kd.alpha=0.9"], **flags)
+    assert code == 0
+    assert phases_in(plain) == ["alp_kd", "hinton_kd", "hinton_kd", "kd", "teacher"]
+    assert json.loads((other / "result.json").read_text())["reused"] == ["teacher", "kd"]
+    assert json.loads((other / "args.json").read_text())["baseline_set"] == ["hinton_kd.alpha=0.9",
+                                                                            "hinton_kd.temperature=1"]
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--baselines", "hinton"], "invalid choice: 'hinton'"),
+    (["--baselines", "takd", "--baseline_set", "hinton_kd.alpha=1"], "one of takd.alpha, takd.temperature"),
+    (["--baseline_set", "takd.alpha=1"], "one of none, since --baselines names no method"),
+    (["--baselines", "takd", "--baseline_set", "takd.alpha=2"], "takd.alpha=2: '2' found"),
+    (["--baselines", "takd", "--baseline_set", "takd.temperature=0"], "expected a number more than 0"),
+    (["--baselines", "annealing_kd", "--baseline_set", "annealing_kd.steps=1.5"], "expected a whole number"),
+    (["--baselines", "annealing_kd", "--baseline_set", "annealing_kd.share=0"], "more than 0 and at most 1"),
+    (["--baselines", "takd", "--baseline_set", "takd"], "expected METHOD.KEY=VALUE")])
+def test_what_no_method_has_is_refused(words, said, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--task", "CB", "--data_dir", "data", *words])
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_all_means_all_and_the_order_is_the_tables():
+    args = parse_arguments(["--task", "CB", "--data_dir", "data", "--baselines", "all"])
+    assert args.baselines == list(METHODS) and constants_of(args) == BASELINES
+    args = parse_arguments(["--task", "CB", "--data_dir", "data", "--baselines", "takd", "hinton_kd",
+                            "--baseline_set", "takd.temperature=2"])
+    assert args.baselines == ["hinton_kd", "takd"]
+    assert constants_of(args)["takd"] == {"alpha": 0.5, "temperature": 2.0}
+    assert BASELINES["takd"]["temperature"] == 5.0
+
+
+@pytest.mark.parametrize("method", ["annealing_kd", "alp_kd", "takd"])
+def test_a_killed_method_goes_on_with_the_same_bytes(method, command, monkeypatch):
+    """annealing: the loss hangs on how many steps were made; takd: both of its phases."""
+    flags = dict(baselines=[method], nlayers=2, stop_after="kd", epochs=3, save_seconds=0, learning_rate=1e-3)
+    code, whole = command(folder="whole/run", **flags)
+    assert code == 0
+    steps, real = [0], baselines.backward
+
+    def dying(*given):
+        steps[0] += 1
+        if steps[0] == 12:
+            raise Killed
+        return real(*given)
+
+    monkeypatch.setattr(baselines, "backward", dying)
+    with pytest.raises(Killed):
+        command(folder="killed/run", **flags)
+    monkeypatch.setattr(baselines, "backward", real)
+    code, killed = command(folder="killed/run", **flags)
+    assert code == 0 and "going on from" in (killed / "log.txt").read_text()
+    assert weights_of(killed, method) == weights_of(whole, method)
+    lines = [[{**line, "seconds": 0} for line in read_lines(folder / "metrics.jsonl")]
+             for folder in (whole, killed)]
+    assert lines[0] == lines[1]
+
+
+def test_padding_changes_nothing(encoders, data_dir):
+    """[CLS] states and logits of a row do not hang on how long its batch is."""
+    import numpy as np
+    from transformers import AutoTokenizer
+
+    from data_utils import load_task
+    from models import load_model
+    from tasks import TASKS
+    tokenizer = AutoTokenizer.from_pretrained(encoders["bert"])
+    teacher, student = (load_model(encoders["bert"], [TASKS["CB"]], 1, role, layers).eval()
+                        for role, layers in (("teacher", None), ("student", 2)))
+    found = {}
+    for padding in ("longest", "max_length"):
+        split = load_task(TASKS["CB"], data_dir, tokenizer, 90, 42, 4, ("dev",), padding=padding)["dev"]
+        batch = split.batch(np.arange(5))
+        sides = []
+        for model in (student, teacher):
+            with torch.no_grad():
+                pooled, states = model.encoder(batch, layers=True)
+                sides.append(Answers(model.heads("CB", pooled), states))
+        for method in METHODS:
+            ours, theirs = METHODS[method].layers(4, 2)
+            given = [Answers(side.logits, side.states[[number - 1 for number in layers]])
+                     for side, layers in zip(sides, (ours, theirs))]
+            found[method, padding] = loss_of(method, *given, batch.labels, done=0.3)["loss"].item()
+    assert batch.input_ids.shape[1] == 90
+    for method in METHODS:
+        assert found[method, "longest"] == pytest.approx(found[method, "max_length"], rel=1e-4), method

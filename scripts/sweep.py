@@ -8,7 +8,7 @@ what the others share (teacher, distilled students, meta-teacher), then come the
 runs that are finished are skipped, those that were ended go on, those that failed are listed at the end
 with their logs and tried again when the same command is given. A folder that holds another run, or one that
 other code made, is an error; data that changed in place are not noticed. SIGINT (Ctrl-C), SIGTERM, SIGUSR1
-and SIGHUP are passed on to the runs, which save and end; a second Ctrl-C ends them at once.
+and SIGHUP are passed on to the runs, which save and end; a second one ends them at once.
 
 With --cluster slurm the sweep is one array job, and the command returns; docs/CLUSTER.md describes it. """
 import shlex
@@ -124,7 +124,7 @@ def sweep(args):
               " quiz", file=sys.stderr)
     for line in estimate(jobs, args.estimate_from, args.jobs) if args.estimate_from else ():
         print(line)
-    if args.go:
+    if args.go and args.cluster == "local":
         for task in rates:  # beside its runs, for tables
             folder = Path(args.output_dir) / task.lower()
             folder.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ import lib.slurm
 import slurm_node
 import sweep
 from conftest import ROOT, as_words
+from data_utils import resolve_settings
 from test_sweep import SAMPLE, finish
 
 REQUIRED = os.environ.get("MPDISTIL_TEST_SLURM") == "required"
@@ -36,12 +37,18 @@ def cluster(tmp_path, monkeypatch):
     """(line(*flags) -> exit code, folder): sweep.py --cluster slurm with commands that answer from files:
     squeue prints `queue`; sbatch counts up, notes its script, and fails while `broken` exists."""
     commands = tmp_path / "bin"
-    stand_in(commands, "squeue", f"cat {tmp_path}/queue 2>/dev/null || true")
+    stand_in(commands, "squeue", f"""
+[[ -n $SQUEUE_STATES || -n $SLURM_CLUSTERS || $* != *--all* ]] && exit
+cat {tmp_path}/queue 2>/dev/null || true""")
+    monkeypatch.setenv("SQUEUE_STATES", "SUSPENDED")  # of a user's profile
     stand_in(commands, "scontrol", "echo 'MaxArraySize            = 4'")
     stand_in(commands, "sbatch", f"""
 [[ $1 == --version ]] && exit
+[[ $* == *--job-name=*--signal=B:USR1@*--time=* ]] || {{ echo 'flags missing' >&2; exit 1; }}
+[[ -e {tmp_path}/late ]] && {{ cp {tmp_path}/late {tmp_path}/queue; name=${{2#--job-name=}}
+  sed -i "s/NAME/$name/" {tmp_path}/queue; echo 'Socket timed out' >&2; exit 1; }}
 [[ -e {tmp_path}/broken ]] && {{ echo 'sbatch: error: invalid partition specified: gpu' >&2; exit 1; }}
-[[ $1 == --parsable ]] && echo "$2" >> {tmp_path}/submitted && echo '7;here'""")
+[[ $1 == --parsable ]] && echo "${{@: -1}}" >> {tmp_path}/submitted && echo '7;here'""")
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
 
     def line(*words, sbatch="--time=08:00:00"):
@@ -138,6 +145,9 @@ def test_a_cell_in_the_queue_is_not_given_to_a_second_job(cluster, capsys):
     line, folder = cluster
     assert line("--go") == 0
     (folder / "queue").write_text(f"7_1|RUNNING|None|{name_of(submissions(folder)[0])}\n")
+    job = lib.slurm.cells_of(*jobs_of(folder))[1].jobs[0]
+    job.folder.mkdir(parents=True)  # it is at work
+    (job.folder / "args.json").write_text(json.dumps(resolve_settings(job.args)))
     capsys.readouterr()
     assert line("--go", "--learning_rate", "1e-4") == 2
     error = capsys.readouterr().err
@@ -153,9 +163,12 @@ def test_a_cell_in_the_queue_is_not_given_to_a_second_job(cluster, capsys):
     ("-t 00:02:30", "--time=00:02:30 leaves no time to work"),
     ("--time=5 --signal=B:USR1@300", "told to save 300 to 360 s before its end. Give over 6 minutes"),
     ("--time=1:00:00 --signal=TERM@60", "expected --signal=B:USR1@SECONDS"),
-    ("--time=60 --array=0-3", "the script sets --array itself"),
-    ("--time=60 -J mine", "the script sets --job-name itself"),
-    ("--time=60 --wait", "the script sets --wait itself"),
+    ("--time=60 --array=0-3", "--array is set here, or cannot be used"),
+    ("--time=60 -J mine", "--job-name is set here, or cannot be used"),
+    ("--time=60 --wait", "--wait is set here, or cannot be used"),
+    ("--time=60 --job=mine", "--job-name is set here"),
+    ("--time=60 -M other", "--clusters is set here, or cannot be used"),
+    ("--time=60 --test-only", "--test-only is set here, or cannot be used"),
     ("--time=60\n#SBATCH --no-requeue", "expected one line"),
     ("--time=60 --comment='a", "No closing quotation")])
 def test_flags_of_sbatch_that_cannot_work_are_refused(sbatch, said, cluster, capsys):
@@ -195,6 +208,7 @@ def test_what_the_cluster_refuses_leaves_nothing(cluster, capsys, monkeypatch):
     assert line("--go") == 2
     error = capsys.readouterr().err
     assert "sbatch: sbatch: error: invalid partition specified: gpu; mend what it names" in error
+    assert "nothing was submitted" in error
     assert not [path for path in (folder / "a run" / "slurm").iterdir() if path.is_dir()]
     stand_in(folder / "bin", "squeue", "echo 'Unable to contact slurm controller' >&2; exit 1")
     assert line("--go") == 2 and "Unable to contact slurm controller" in capsys.readouterr().err
@@ -202,6 +216,76 @@ def test_what_the_cluster_refuses_leaves_nothing(cluster, capsys, monkeypatch):
     assert line("--go") == 2
     assert "the command sbatch is not on the PATH" in capsys.readouterr().err
     assert line() == 0  # to print the script it takes no SLURM
+
+
+def test_what_may_have_been_submitted_is_kept(cluster, capsys):
+    """sbatch fails where the controller is busy, though the job is in the queue by then."""
+    line, folder = cluster
+    (folder / "late").write_text("9_0|PENDING|Priority|NAME\n9_1|PENDING|Priority|NAME\n")
+    assert line("--go") == 2
+    error = capsys.readouterr().err
+    assert "Socket timed out" in error and "it was submitted nevertheless" in error and error.count("\n") == 1
+    (folder / "late").unlink()
+    assert line("--go") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "CB seed 1: queued (9_0: Priority)", "CB seed 2: queued (9_1: Priority)", "nothing to submit"]
+
+
+@pytest.mark.parametrize("scontrol, code, steps, starts, states, codes, asked", [
+    ("exit 0", 0, 1, 1, ["finished"], [0], 0),
+    ("exit 0", 1, 0, 1, ["failed"], [1], 0),
+    ("exit 0", 128 + signal.SIGTERM, 1, 2, ["stopped"] * 2, [143] * 2, 0),      # scancel is for good
+    ("exit 0", 128 + signal.SIGUSR1, 1, 3, ["put back"] * 3, [138] * 3, 3),
+    ("exit 0", 128 + signal.SIGUSR1, 0, 2, ["put back", "failed"], [138, 1], 1),  # no step, twice
+    ("echo 'Job is pending' >&2; exit 1", 128 + signal.SIGUSR1, 1, 1, ["stopped"], [138], 1),
+    (None, 128 + signal.SIGUSR1, 1, 1, ["stopped"], [138], 0)])                 # no scontrol on the node
+def test_what_becomes_of_an_element(scontrol, code, steps, starts, states, codes, asked, tmp_path,
+                                    monkeypatch, capsys):
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:/usr/bin:/bin" if scontrol else "/nowhere")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    if scontrol:
+        stand_in(tmp_path / "bin", "scontrol", f'echo "$*" >> {tmp_path}/asked\n{scontrol}')
+    jobs, options = jobs_of(tmp_path)
+    options.record, metrics = tmp_path / "3.json", jobs[0].folder / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+
+    def run(jobs, options):
+        with open(metrics, "a") as file:
+            file.write("{}\n" * steps)
+        return code
+
+    monkeypatch.setattr(lib.local, "run", run)
+    found = []
+    for _ in range(starts):
+        found.append((lib.slurm.run_cell(jobs, options), json.loads(options.record.read_text())["state"]))
+    assert found == list(zip(codes, states, strict=True))
+    lines = (tmp_path / "asked").read_text().splitlines() if (tmp_path / "asked").exists() else []
+    assert lines == ["requeue 12_3"] * asked
+    said = capsys.readouterr().out
+    assert ("not put back" in said) == (states[-1] != "put back" and code == 128 + signal.SIGUSR1)
+    assert json.loads(options.record.read_text())["starts"] == starts
+
+
+def test_an_error_is_a_failed_element(tmp_path, monkeypatch):
+    jobs, options = jobs_of(tmp_path)
+    options.record = tmp_path / "3.json"
+    monkeypatch.setattr(lib.local, "run", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        lib.slurm.run_cell(jobs, options)
+    assert json.loads(options.record.read_text())["state"] == "failed"
+
+
+def test_a_finished_sweep_is_no_ended_one():
+    """A signal that came when the last run was at its end."""
+    class Job:
+        result, finished = {}, staticmethod(lambda: True)
+
+    runs = lib.local.Sweep([Job()], 1, in_cell=True)
+    runs.signum = signal.SIGUSR1
+    assert runs.say_end() == 0
+    runs.jobs[0].result = None
+    assert runs.say_end() == 128 + signal.SIGUSR1
 
 
 def test_a_second_process_does_not_submit_at_the_same_time(cluster, capsys):

@@ -1,5 +1,6 @@
 """The runs of a sweep: which ones the rows of a table need, and whether each is finished."""
 import argparse
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -82,8 +83,9 @@ class Job:
 
 
 def absolute(text):
-    """A folder's absolute path; anything else, such as a hub id, as it is."""
-    return str(Path(text).resolve()) if Path(text).is_dir() else text
+    """A file's or folder's absolute path, links as they are, since another machine may have them elsewhere;
+    anything else, such as a hub id, as it is."""
+    return os.path.abspath(text) if Path(text).exists() else str(text)
 
 
 def absolute_encoders(words):
@@ -101,8 +103,8 @@ def plan(tasks, seeds, rows, output_dir, data_dir, more, rates=None):
     """The Jobs that the rows need, a seed after the other, each after the one whose phases it shares. All
     paths in their flags are absolute. rates: {task: words of its runs' commands}. InputError where flags
     contradict each other."""
-    more, output_dir = absolute_encoders(more), Path(output_dir).resolve()
-    data_dir = data_dir if data_dir == "hub" else str(Path(data_dir).resolve())
+    more, output_dir = absolute_encoders(more), Path(os.path.abspath(output_dir))
+    data_dir = data_dir if data_dir == "hub" else os.path.abspath(data_dir)
 
     def parse(task, words):
         words = ["--task", task, "--data_dir", data_dir, *more, *(rates or {}).get(task, ()), *words]

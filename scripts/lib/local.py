@@ -41,9 +41,9 @@ class Sweep:
         self.expect = expected_seconds(jobs)
 
     def stop(self, signum, frame=None):
-        """Hand a signal on; at a second Ctrl-C the runs end without saving. What ends a sweep for good
-        outweighs a cluster's notice."""
-        at_once = signum == self.signum == signal.SIGINT
+        """Hand a signal on; at a second one the runs end without saving, but for a cluster's job, which is
+        sent several on its way out. What ends a sweep for good outweighs a cluster's notice."""
+        at_once = self.signum is not None and not self.in_cell
         for job in self.running:
             job.process.send_signal(signal.SIGKILL if at_once else signal.SIGTERM)
         if self.signum in (None, NOTICE):
@@ -132,7 +132,7 @@ class Sweep:
                 print(f"failed: {job.folder}: see {job.log}: {' '.join(last)}")
             else:
                 print(f"failed: {job.folder}: not begun, since {job.after.folder} failed")
-        if self.signum:
+        if self.signum and any(job.result is None for job in self.jobs):
             print(f"ended by {signal.Signals(self.signum).name}; the same command goes on")
             return 128 + self.signum
         print(f"{len(self.jobs) - len(self.failed)} of {len(self.jobs)} runs are finished"

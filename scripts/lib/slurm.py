@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import lib
 import lib.local
@@ -28,9 +29,10 @@ from bookkeeping.files import check_folder, lock, read_json, write_json
 LEAD = 120   # seconds before the time limit at which an element is told
 EARLY = 60   # SLURM may tell it this much earlier
 FRUITLESS = 2  # starts in a row without a step, after which a job is not put back any more
-OURS = {  # flags of sbatch that the script sets itself
+OURS = {  # flags of sbatch that the script sets itself, or with which a job is not found again
     "--array": "-a", "--job-name": "-J", "--output": "-o", "--error": "-e", "--open-mode": None,
-    "--requeue": None, "--no-requeue": None, "--wait": "-W", "--wrap": None, "--parsable": None}
+    "--requeue": None, "--no-requeue": None, "--wait": "-W", "--wrap": None, "--parsable": None,
+    "--clusters": "-M", "--test-only": None}
 
 
 @dataclass
@@ -52,11 +54,10 @@ class Cell:
 @dataclass
 class State:
     """What is known of a cell: finished, running, queued, failed, stopped or missing; where: a log, or the
-    element's number in the queue; why: a word about it; command: as it was submitted."""
+    element's number in the queue; why: a word about it."""
     kind: str
     where: str = ""
     why: str = ""
-    command: list | None = None
 
     def __str__(self):
         return " ".join([self.kind, *[f"({self.where}{': ' * bool(self.why)}{self.why})"] * bool(self.where)])
@@ -75,10 +76,10 @@ def cells_of(jobs, options):
     for job in jobs:
         task, seed = job.args.task, job.args.seed
         command = [sys.executable, str(lib.ROOT / "scripts" / "sweep.py"), "--data_dir",
-                   options.data_dir if options.data_dir == "hub" else absolute(options.data_dir),
+                   options.data_dir if options.data_dir == "hub" else os.path.abspath(options.data_dir),
                    "--tasks", task, "--seeds", str(seed), "--rows", *options.rows,
-                   "--output_dir", str(options.output_dir.resolve()), "--jobs", str(options.jobs),
-                   *given("--rates", [str(path.resolve()) for path in options.rates or ()]),
+                   "--output_dir", os.path.abspath(options.output_dir), "--jobs", str(options.jobs),
+                   *given("--rates", [absolute(path) for path in options.rates or ()]),
                    *given("--curriculum_tasks", options.curriculum_tasks),
                    *absolute_encoders(options.more), "--go"]
         cells.setdefault((task, seed), Cell(task, seed, [], command)).jobs.append(job)
@@ -98,15 +99,15 @@ def run_cell(jobs, options):
     try:
         code = lib.local.run(jobs, options)
         state = "finished" if code == 0 else "stopped" if code > 128 else "failed"
+        record["fruitless"] = 0 if moved(before, reached(jobs)) else record["fruitless"] + 1
         # scancel sends SIGTERM, for good; where it means another job's turn, SLURM puts this one back itself
         if code == 128 + lib.local.NOTICE:
-            record["fruitless"] = 0 if moved(before, reached(jobs)) else record["fruitless"] + 1
-            if record["fruitless"] == FRUITLESS:
+            state = "put back"
+            if record["fruitless"] >= FRUITLESS:
                 state, code = "failed", 1
                 print(f"{FRUITLESS} starts in a row ended before a step was made: the job is not put back"
-                      " into the queue. Give it a longer --time; the same command then goes on")
-            else:
-                state = "put back"
+                      " into the queue. Give it a longer --time, or a partition whose jobs are less often"
+                      " made to give way; the same command then goes on")
     finally:
         write_json(options.record, record | {"state": state, "code": code})
     if state == "put back" and not put_back(element):
@@ -117,18 +118,24 @@ def run_cell(jobs, options):
 def put_back(element):
     """Have the job put back into the queue, which ends it here. Returns whether SLURM will."""
     sys.stdout.flush()  # from now on SLURM may end this process
-    done = subprocess.run(["scontrol", "requeue", element], capture_output=True, text=True)
-    print(f"{element}: put back into the queue, goes on from what is saved" if not done.returncode else
-          f"scontrol requeue {element}: {one_line(done.stderr)}; the same command goes on", flush=True)
-    return not done.returncode
+    try:
+        done = subprocess.run(["scontrol", "requeue", element], capture_output=True, text=True)
+        why = one_line(done.stderr) if done.returncode else ""
+    except OSError as error:  # not on this node, or not on the PATH that --setup left
+        why = str(error)
+    print(f"{element}: not put back into the queue (scontrol requeue: {why}); the same command goes on" if why
+          else f"{element}: put back into the queue, goes on from what is saved", flush=True)
+    return not why
 
 
 def reached(jobs):
-    """How far a cell's runs have come: ({run: lines of its metrics.jsonl}, checksums of saved states)."""
+    """How far a cell's runs have come: ({run: lines of its metrics.jsonl, and whether it is finished},
+    checksums of saved states)."""
     lines, states = {}, set()
     for job in jobs:
         metrics = job.folder / "metrics.jsonl"
         lines[job.folder.name] = len(metrics.read_bytes().splitlines()) if metrics.is_file() else 0
+        lines[f"{job.folder.name}, finished"] = int((job.folder / "result.json").is_file())
     folder = jobs[0].folder.parent
     for path in (*folder.glob("phases/.*.state/state-*.json"), *folder.glob("*/state/state-*.json")):
         try:
@@ -152,21 +159,24 @@ def one_line(text):
 
 
 def ask(*command):
-    """What a command of SLURM prints. InputError where it fails or is missing."""
+    """What a command of SLURM prints. InputError where it fails or is missing. What a user's profile makes
+    squeue leave out is asked for all the same."""
+    environment = {name: value for name, value in os.environ.items()
+                   if not name.startswith("SQUEUE_") and name != "SLURM_CLUSTERS"}
     if not shutil.which(command[0]):
         raise InputError(f"argument --cluster: slurm found, but the command {command[0]} is not on the PATH:"
                          " give the line on a login node of the cluster, or leave --cluster out to run here")
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise InputError(f"{command[0]}: {one_line(done.stderr or done.stdout)}; mend what it names and give"
-                         " the same command again: nothing was submitted")
+                         " the same command again")
     return done.stdout
 
 
 def queue():
     """{(job name, element): (number in the queue, state, reason)} of this user's elements."""
     found = {}
-    for line in ask("squeue", "--noheader", "--array", "--user", str(os.getuid()),
+    for line in ask("squeue", "--all", "--noheader", "--array", "--user", str(os.getuid()),
                     "--format", "%i|%T|%r|%j").splitlines():
         number, state, reason, name = line.strip().split("|", 3)
         if "_" in number:
@@ -186,20 +196,35 @@ def job_name(folder):
 
 
 def states_of(cells, root, elements):
-    """{cell's name: State}. root: OUTPUT/slurm; elements: of queue()."""
-    found = {cell.name: State("finished" if cell.finished() else "missing") for cell in cells}
+    """{cell's name: State}. root: OUTPUT/slurm; elements: of queue(). InputError where a cell is in the queue
+    with other flags."""
+    found = in_queue(cells, root, elements)
+    found |= {cell.name: State("finished" if cell.finished() else "missing") for cell in cells
+              if cell.name not in found}
     for folder in sorted(path.parent for path in root.glob("*/cells.json")):  # the newest submission last
         for number, cell in enumerate(read_json(folder / "cells.json", f"remove {folder}")["cells"]):
             before = found.get(cell["name"])
-            if before is None:
-                continue
-            element = elements.get((job_name(folder), str(number)))
-            if element:
-                kind = "queued" if element[1] in ("PENDING", "REQUEUED") else "running"
-                why = "" if element[2] in ("None", "") else element[2]
-                found[cell["name"]] = State(kind, element[0], why, cell["command"])
-            elif before.kind not in ("finished", "queued", "running"):
+            if before and before.kind not in ("finished", "queued", "running"):
                 found[cell["name"]] = left_behind(folder, number)
+    return found
+
+
+def in_queue(cells, root, elements):
+    """{cell's name: State} of those that are in the queue; arguments as in states_of. Their folders are not
+    looked into, since they are being written to."""
+    found, wanted = {}, {cell.name: cell.command for cell in cells}
+    for folder in sorted(path.parent for path in root.glob("*/cells.json")):
+        for number, cell in enumerate(read_json(folder / "cells.json", f"remove {folder}")["cells"]):
+            element, command = elements.get((job_name(folder), str(number))), wanted.get(cell["name"])
+            if element is None or command is None:
+                continue
+            if command != cell["command"]:
+                raise InputError(
+                    f"--output_dir: {cell['name']} is in the queue as {element[0]}, with other flags"
+                    f" ({differing(cell['command'], command)}): two jobs must not work in one folder."
+                    f" Wait for it, end it by `scancel {element[0]}`, or give another --output_dir")
+            kind = "queued" if element[1] in ("PENDING", "REQUEUED") else "running"
+            found[cell["name"]] = State(kind, element[0], "" if element[2] == "None" else element[2])
     return found
 
 
@@ -258,9 +283,9 @@ def check_sbatch(text):
         flags = sbatch_flags(shlex.split(text))
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
-    for long, short in OURS.items():
-        if long in flags or short in flags:
-            raise InputError(f"{where}: the script sets {long} itself; leave it out")
+    for long, short in OURS.items():  # sbatch takes abbreviations too
+        if short in flags or any(long.startswith(flag) for flag in flags if len(flag) > 4):
+            raise InputError(f"{where}: {long} is set here, or cannot be used; leave it out")
     lead, limit = LEAD, flags.get("--time", flags.get("-t"))
     if "--signal" in flags:
         found = re.fullmatch(r"B:(?:SIG)?USR1@(\d+)", flags["--signal"])
@@ -322,7 +347,7 @@ def new_folder(root):
 def run(jobs, options):
     """Submit the cells that are neither finished nor in the queue, and say how all of them stand; without
     --go print the script alone. Returns the exit code."""
-    cells, root = cells_of(jobs, options), options.output_dir.resolve() / "slurm"
+    cells, root = cells_of(jobs, options), Path(os.path.abspath(options.output_dir)) / "slurm"
     check_sbatch(options.sbatch)
     if not options.go:
         print(script(cells, new_folder(root), options), end="")
@@ -339,13 +364,7 @@ def submit(cells, root, options):
     ask("sbatch", "--version")
     states = states_of(cells, root, queue())
     for cell in cells:
-        state = states[cell.name]
-        print(f"{cell.name}: {state}")
-        if state.kind in ("queued", "running") and state.command != cell.command:
-            raise InputError(f"--output_dir: {cell.name} is in the queue as {state.where}, with other flags"
-                             f" ({differing(state.command, cell.command)}): two jobs must not work in one"
-                             f" folder. Wait for it, end it by `scancel {state.where}`, or give another"
-                             " --output_dir")
+        print(f"{cell.name}: {states[cell.name]}")
     left = [cell for cell in cells if states[cell.name].kind not in ("finished", "queued", "running")]
     if not left:
         print("nothing to submit")
@@ -357,17 +376,33 @@ def submit(cells, root, options):
                          " --seeds at a time")
     folder = new_folder(root)
     folder.mkdir()
-    try:
-        write_json(folder / "cells.json", {"cells": [{"name": cell.name, "command": cell.command}
-                                                     for cell in left]})
-        (folder / "job.sh").write_text(script(left, folder, options), encoding="utf-8")
-        number = ask("sbatch", "--parsable", str(folder / "job.sh")).split(";")[0].strip()
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
+    write_json(folder / "cells.json", {"cells": [{"name": cell.name, "command": cell.command}
+                                                 for cell in left]})
+    (folder / "job.sh").write_text(script(left, folder, options), encoding="utf-8")
+    number = hand_over(folder)
     print(f"submitted: {len(left)} of {len(cells)} cells as job {number}, script and logs in {folder}; the"
           " same command says how they stand")
     return 0
+
+
+def hand_over(folder):
+    """sbatch a folder's job.sh; returns the job's number. The script's own flags are given once more, since
+    variables such as SBATCH_TIMELIMIT outweigh a script, but not the command. InputError where sbatch fails;
+    the folder is removed unless the job may be in the queue all the same."""
+    lines = (folder / "job.sh").read_text(encoding="utf-8").splitlines()
+    flags = [word for line in lines if line.startswith("#SBATCH ") for word in shlex.split(line)[1:]]
+    try:
+        return ask("sbatch", "--parsable", *flags, str(folder / "job.sh")).split(";")[0].strip()
+    except InputError as error:
+        try:
+            there = any(name == job_name(folder) for name, _ in queue())
+        except InputError:
+            there = None
+        if there is False:
+            shutil.rmtree(folder)
+            raise InputError(f"{error}; nothing was submitted") from None
+        raise InputError(f"{error}; {'it' if there else 'it may be that it'} was submitted nevertheless, from"
+                         f" {folder}: look with squeue before you give it again") from None
 
 
 def differing(there, here):

@@ -251,6 +251,9 @@ def with_defaults(settings):
     usual = written(build_parser().parse_args(["--task", "", "--data_dir", ""]))
     made = {**usual, **settings}
     made["policy_learning_rate"] = made["policy_learning_rate"] or made["meta_learning_rate"]
+    if "protocol_choices" in made:
+        readings = {f.name: f.default for f in fields(Protocol) if f.metadata["released"] == f.default}
+        made["protocol_choices"] = {**readings, **made["protocol_choices"]}
     return made
 
 
@@ -308,6 +311,11 @@ PROTOCOLS = {"paper": Protocol(),
              "released": Protocol(**{f.name: f.metadata["released"] for f in fields(Protocol)})}
 
 
+# what reward_of=improvement needs (METHOD.md row 28)
+OF_IMPROVEMENT = {"reward_weights": "after_update", "student_update": "each_step", "credit": "same_step",
+                  "dropout": "training"}
+
+
 def resolve_protocol(args):
     """The Protocol of --protocol with the NAME=VALUE overrides of --set. InputError where other flags
     contradict it."""
@@ -330,10 +338,10 @@ def resolve_protocol(args):
             f"--meta_epochs {args.meta_epochs}, --epochs {args.epochs}: with phase_order=alternating"
             " (--protocol released) phases 2 and 3 take turns, so both need the same number; give both flags"
             " the same value")
-    if protocol.reward_of == "improvement" and (
-            protocol.reward_weights, protocol.student_update) != ("after_update", "each_step"):
-        raise InputError("--set reward_of=improvement: the reward is what a step's update changes, but with"
-                         f" reward_weights={protocol.reward_weights} and"
-                         f" student_update={protocol.student_update} none is between; set"
-                         " reward_weights=after_update and student_update=each_step too")
+    wrong = [f"{name}={getattr(protocol, name)}" for name, value in OF_IMPROVEMENT.items()
+             if getattr(protocol, name) != value]
+    if protocol.reward_of == "improvement" and wrong:
+        needed = " ".join(f"{name}={value}" for name, value in OF_IMPROVEMENT.items())
+        raise InputError(f"--set reward_of=improvement: found with {', '.join(wrong)}; the reward is what the"
+                         f" update of a step's own action changes, without dropout, which needs {needed}")
     return protocol

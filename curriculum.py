@@ -154,7 +154,7 @@ class StepBaseline:
     episodes: int = 0
     mean: torch.Tensor | None = None
 
-    def add(self, returns):
+    def include(self, returns):
         self.episodes += 1
         before = torch.zeros_like(returns) if self.mean is None else self.mean
         self.mean = before + (returns - before) / self.episodes
@@ -381,7 +381,7 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
             else:
                 returns = discounted_returns(rewards, discount_from=settings.discount_from)
                 advantages = step_advantages(returns, baseline.mean)
-                baseline.add(returns)
+                baseline.include(returns)
             loss = policy_loss(advantages, log_pis[range(len(episode.credited)), episode.credited])
             updates = {"policy_loss": loss.detach()}
             if settings.curriculum == "policy":

@@ -458,8 +458,9 @@ def open_experiment(inputs, again=False):
         for line in (*describe_inputs(inputs, drawn), *describe_probe(probe)):
             log.say(line)
         store = PhaseStore(args.phase_dir, inputs.data, log.new_saver, log.say, log.environment)
-        say_needs(args, inputs.checkpoints, inputs.data["train"], inputs.device, log.say)
-        yield Experiment(inputs, log, store, probe)
+        lab = Experiment(inputs, log, store, probe)
+        say_needs(args, inputs.checkpoints, inputs.data["train"], lab.kept_layers(), inputs.device, log.say)
+        yield lab
 
 
 @dataclass
@@ -506,9 +507,11 @@ class Experiment:
     def distillation(self, alpha, beta, temperature):
         """The settings of phase 2."""
         args = self.inputs.args
-        return self.training(Distillation, args.epochs, args.train_dataloader_size, args.learning_rate,
-                             nlayers=args.nlayers, temperature=temperature, alpha=alpha, beta=beta,
-                             compared=self.compared_layers(beta))
+        settings = self.training(Distillation, args.epochs, args.train_dataloader_size, args.learning_rate,
+                                 nlayers=args.nlayers, temperature=temperature, alpha=alpha, beta=beta,
+                                 compared=self.compared_layers(beta))
+        # without a soft loss its form is no part of the phase
+        return settings if alpha else replace(settings, soft_loss="none")
 
     def compared_layers(self, beta):
         """The teacher's layers that pkd compares; none where it has no weight."""

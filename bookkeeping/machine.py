@@ -74,15 +74,16 @@ def available_memory(device):
     return int(line.split()[1]) * 1024
 
 
-def say_needs(args, checkpoints, train, device, say):
+def say_needs(args, checkpoints, train, kept_layers, device, say):
     """Say how much memory and disk the run will need, about, and warn where there is less. Memory: float32
     weights, gradients, both of AdamW's moments and the best weights of what is trained at a time, activations
-    not counted. Disk: artefacts, states, the frozen teacher's outputs."""
+    not counted. Disk: artefacts, states, the frozen teacher's outputs, which are of each example of train the
+    pooled one and the [CLS] states of the first `kept_layers` layers."""
     teacher, student = count_weights(checkpoints.teacher), count_weights(checkpoints.student, args.nlayers)
     memory = 4 * 5 * max(teacher, student)
-    students = 2 + args.undistilled + args.kd_200 + args.kd_quiz
+    students = 2 + args.undistilled + args.kd_200 + args.kd_quiz + len(args.baselines)
     disk = 4 * (teacher + students * student + 2 * 4 * max(teacher, student)
-                + len(train) * train.task.rows * args.nlayers * checkpoints.hidden_size)
+                + len(train) * train.task.rows * (1 + kept_layers) * checkpoints.hidden_size)
     there = available_memory(device)
     free = shutil.disk_usage(args.phase_dir.absolute().parent).free
     for what, needed, found, where in (("memory", memory, there, f"on {device.type}"),

@@ -245,7 +245,8 @@ def describe_inputs(inputs, drawn):
     if args.select_on == "quiz":
         yield ("warning: --select_on quiz: phases 3 and 4 train on quiz, so that their scores there favour "
                "what they learnt by heart")
-    if args.curriculum == "policy" and len(inputs.data["quiz"]) <= args.val_dataloader_size:
+    if args.curriculum == "policy" and inputs.protocol.advantage == "episode_mean" and (
+            len(inputs.data["quiz"]) <= args.val_dataloader_size):
         yield (f"warning: --val_dataloader_size {args.val_dataloader_size}: quiz has "
                f"{len(inputs.data['quiz'])} examples, one batch, so that an episode has one step, whose "
                "advantage is always 0, and the policy learns nothing; lower it")

@@ -1,7 +1,7 @@
 """What the curriculum policies of runs learnt, and whether it is more than chance moves them.
 
     python scripts/policy_report.py runs/cb/paper-col-real-policy-seed* --output policy.md --figure policy.svg
-    python scripts/policy_report.py runs/cb/* --compact policy.jsonl
+    python scripts/policy_report.py runs/cb --compact policy.jsonl
     python scripts/policy_report.py policy.jsonl --output policy.md
 
 For each run, from its trajectories.jsonl: how far the logits moved, against replays of the run's own states
@@ -13,6 +13,7 @@ policy's (--curriculum uniform, main_task) have all but the first.
 import argparse
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from lib.commands import exit_code
 from lib.formats import probability
 
+from arguments import COUNT, loss_name, with_defaults
 from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, read_record
 
@@ -39,10 +41,7 @@ def analyse(folder, replays):
     from lib import policy_analysis as analysis
     way_out = f"give finished runs of main_superglue.py, or remove {folder}"
     result, args = read_record(folder / "result.json", way_out), read_json(folder / "args.json", way_out)
-    lines = read_lines(folder / "trajectories.jsonl")
-    if not lines:
-        raise InputError(f"{folder}/trajectories.jsonl: no episodes found, expected a run that was not ended"
-                         " by --stop_after")
+    args, lines = with_defaults(args), read_lines(folder / "trajectories.jsonl")
     tasks, main = args["tasks"], next(name for name in args["tasks"] if name.lower() == args["task"].lower())
     credited = np.array([[tasks.index(name) for name in line["credited"]] for line in lines])
     advantages = np.array([line["advantages"] for line in lines])
@@ -64,8 +63,7 @@ def analyse(folder, replays):
         moved = {**found, "replays": replays, "away": away}
     place = tasks.index(main)
     row = result["rows"].get("mpdistil") or result["rows"]["no_curriculum"]
-    choices = [f"{name}={args['protocol_choices'][name]}" for name in ("advantage", "reward_of")
-               if name in args["protocol_choices"]]
+    choices = [args["protocol"], *args["set"], loss_name(Namespace(**args)), args["reward_function"]]
     return without_nan({
         "run": f"{folder.parent.name}/{folder.name}", "task": main, "tasks": tasks, "seed": args["seed"],
         "curriculum": args["curriculum"], "reward": args["reward_function"], "choices": choices,
@@ -88,9 +86,13 @@ def without_nan(value):
 
 
 def read_records(path, replays):
-    """Records of a run folder, or of a file that --compact wrote."""
+    """Records of the finished runs with episodes in a folder, or of a file that --compact wrote."""
     if path.is_dir():
-        return [analyse(path, replays)]
+        from lib.run_records import find_runs
+        folders = [folder for folder in find_runs(path)[0] if (folder / "trajectories.jsonl").stat().st_size]
+        if not folders:
+            print(f"left out: {path}: no finished run with episodes", file=sys.stderr)
+        return [analyse(folder, replays) for folder in folders]
     records = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -187,15 +189,17 @@ def draw(records, path):
 
 def group_of(record):
     """What runs of several seeds have in common, in words."""
-    if record["curriculum"] != "policy":
-        return f"{record['task']}, {record['curriculum']}"
-    return ", ".join([record["task"], *record["choices"], f"rate {record['rate']:g}"])
+    rate = f"rate {record['rate']:g}" if record["curriculum"] == "policy" else record["curriculum"]
+    return ", ".join([record["task"], *record["choices"], rate])
 
 
 # --- the command line ---------------------------------------------------------------------------------------
 
 def report(args):
     records = [record for path in args.runs for record in read_records(path, args.replays)]
+    if not records:
+        raise InputError(f"{args.runs[0]}: no finished run with episodes found, expected one that was not"
+                         " ended by --stop_after")
     if args.compact:
         args.compact.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     if args.figure:
@@ -210,7 +214,8 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN",
                         help="folders of finished runs, or files that --compact wrote")
-    parser.add_argument("--replays", type=int, default=199, help="with random actions (default: %(default)s)")
+    parser.add_argument("--replays", type=COUNT, default=199,
+                        help="with random actions (default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the page there (markdown)")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="draw a figure (.svg or .png)")
     parser.add_argument("--compact", type=Path, metavar="FILE", help="keep the records there")

@@ -29,9 +29,9 @@ from lib.commands import exit_code
 from lib.cost import estimate
 from lib.jobs import plan
 from lib.rates import RATES_FILE, read_rates, words_of
-from lib.rows import ALIASES, ROWS, find_rows
+from lib.rows import ALIASES, LEARNING_SET, ROWS, find_rows
 
-from arguments import OneLineParser, number
+from arguments import OneLineParser, number, parse_arguments, resolve_protocol
 from bookkeeping.errors import InputError
 from tasks import find_task, tasks_of
 
@@ -101,6 +101,7 @@ def parse(argv=None):
                                         for task in args.tasks))
     except InputError as error:
         parser.error(str(error))
+    args.named = args.rows
     try:
         args.rows = find_rows(args.rows)
     except ValueError as error:
@@ -113,10 +114,33 @@ def parse(argv=None):
     return args
 
 
+def leave_out(args, more):
+    """Take rows that the protocol cannot have off those that an alias stands for, and say so. A row that is
+    named is refused by plan."""
+    words = ["--task", args.tasks[0], "--data_dir", args.data_dir, *more]
+    try:
+        resolve_protocol(parse_arguments([*words, "--set", *LEARNING_SET]))
+    except InputError as error:
+        left = [name for name in args.rows if ROWS[name].learning and name not in args.named]
+        if left and not refused(words):
+            args.rows = [name for name in args.rows if name not in left]
+            print(f"left out: {', '.join(left)}: {error}", file=sys.stderr)
+
+
+def refused(words):
+    """Whether flags contradict each other by themselves."""
+    try:
+        resolve_protocol(parse_arguments(words))
+    except InputError:
+        return True
+    return False
+
+
 def sweep(args):
     """Plan, then say or do. Returns the exit code."""
     records = read_rates(args.rates or ())
     more = [*(["--tasks", *args.curriculum_tasks] if args.curriculum_tasks else []), *args.more]
+    leave_out(args, more)
     rates = {task: words_of(records, task, more) for task in args.tasks} if args.rates else {}
     jobs = plan(args.tasks, args.seeds, args.rows, args.output_dir, args.data_dir, more, rates)
     if jobs[0].args.select_on == "quiz":

@@ -132,13 +132,13 @@ def test_advantages_against_a_step_by_hand():
     baseline, returns = StepBaseline(), torch.tensor([3.0, 1.0], dtype=torch.float64)
     assert step_advantages(returns, baseline.mean).tolist() == [0.0, 0.0]       # nothing to compare with yet
     for values in ([3.0, 1.0], [1.0, 2.0], [2.0, 0.0]):
-        baseline.add(torch.tensor(values, dtype=torch.float64))
+        baseline.include(torch.tensor(values, dtype=torch.float64))
     assert baseline.mean.tolist() == pytest.approx([2.0, 1.0]) and baseline.episodes == 3
     assert step_advantages(returns, baseline.mean).tolist() == pytest.approx([1.0, 0.0])
     # what a return owes to its place alone is taken off, in every episode
     staircase = torch.tensor([4.0, 3.0, 2.0, 1.0])
     baseline = StepBaseline()
-    baseline.add(staircase)
+    baseline.include(staircase)
     assert step_advantages(staircase, baseline.mean).tolist() == [0.0] * 4
     assert (staircase - staircase.mean()).abs().min() > 0
 

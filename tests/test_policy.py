@@ -39,12 +39,31 @@ def test_what_position_and_action_explain_by_hand():
     advantages = np.array([[2.0, -2.0], [4.0, -4.0]])
     left, share = analysis.without_position(advantages)
     assert left.tolist() == [[-1.0, 1.0], [1.0, -1.0]] and share == pytest.approx(1 - 4 / 40)
+    # a level that all steps have is no matter of position
+    assert analysis.without_position(advantages + 7)[1] == pytest.approx(share)
     found, shuffled = analysis.share_of_actions(left, np.array([[0, 1], [1, 0]]))
     assert found == pytest.approx(1.0) and shuffled < 1  # action 0 always has -1, action 1 always +1
     assert analysis.share_of_actions(left, np.zeros((2, 2), dtype=int))[0] == pytest.approx(0.0)
     nothing = np.zeros((2, 2))
     assert math.isnan(analysis.without_position(nothing)[1])
     assert math.isnan(analysis.share_of_actions(nothing, np.zeros((2, 2), dtype=int))[0])
+
+
+def test_what_drifts_is_not_taken_for_an_action():
+    """Advantages that fall while one task is picked more and more often say nothing of that task."""
+    random, episodes = np.random.default_rng(0), 200
+    p_main = np.linspace(0.17, 0.9, episodes)[:, None]
+    credited = np.where(random.random((episodes, 4)) < p_main, 0, random.integers(1, 3, (episodes, 4)))
+    advantages = np.linspace(0.02, -0.02, episodes)[:, None] + 0.01 * random.normal(size=(episodes, 4))
+    left = analysis.without_position(advantages)[0]
+    found, shuffled = analysis.share_of_actions(left, credited)
+    assert found < 3 * shuffled + 0.005
+    mean, low, high, _ = analysis.advantages_by_task(left, credited, TASKS)["CB"]
+    assert low < 0 < high
+    # an effect of the action is still found
+    left = analysis.without_position(advantages + 0.01 * (credited == 0))[0]
+    found, shuffled = analysis.share_of_actions(left, credited)
+    assert found > 5 * shuffled and analysis.advantages_by_task(left, credited, TASKS)["CB"][1] > 0
 
 
 def test_advantages_by_task_by_hand():
@@ -109,7 +128,7 @@ def test_the_replay_of_a_run_is_the_run(runs, tmp_path, capsys):
         # a state stands for the whole episode, in which the student moves it a little
         assert record["moved"]["away"] < 5e-4 and 0 < record["moved"]["p"] <= 1
         assert len(record["p_main"]) == 6 and record["steps"] == 3
-    assert learning["choices"] == ["advantage=step_mean", "reward_of=improvement"]
+    assert learning["choices"] == ["paper", "advantage=step_mean", "reward_of=improvement", "col", "real"]
     assert learning["rate"] == 5e-2 and policy["rate"] == 1e-3
     assert learning["moved"]["moved"] > policy["moved"]["moved"] > 0
     assert chance["moved"] is None and set(chance["p_main"]) == {round(1 / 3, 6)}
@@ -121,6 +140,10 @@ def test_the_replay_of_a_run_is_the_run(runs, tmp_path, capsys):
     again = tmp_path / "again.md"
     assert policy_report.main([str(compact), "--output", str(again)]) == 0
     assert again.read_text() == text
+    # a folder of runs is all of them; what else lies there is left out
+    capsys.readouterr()
+    assert policy_report.main([str(runs[0].parent), "--replays", "1"]) == 0
+    assert capsys.readouterr().out.count("\n| cb/") == 6
 
 
 def test_what_a_report_cannot_use_is_refused(runs, tmp_path, capsys):
@@ -133,12 +156,12 @@ def test_what_a_report_cannot_use_is_refused(runs, tmp_path, capsys):
         (folder / "trajectories.jsonl").write_text("".join(json.dumps(line) + "\n" for line in changed))
         assert policy_report.main([str(folder), "--replays", "3"]) == 2
         error = capsys.readouterr().err
-        assert error.count("\n") == 1
+        assert error.count("error: ") == 1
         return error
 
     assert "no state found; older code made it" in said(
         [{name: value for name, value in line.items() if name != "state"} for line in lines])
-    assert "no episodes found" in said([])
+    assert "no finished run with episodes found" in said([]).splitlines()[-1]
     assert "differ from the logged ones" in said(
         [{**line, "advantages": [10 * value for value in line["advantages"][::-1]]} for line in lines])
     broken = tmp_path / "records.jsonl"

@@ -77,6 +77,9 @@ def run_killed(command, monkeypatch, every, folder, flags):
         {"protocol": "released", "kd_200": True},
         {"set": ["state_gradient=attached", "credit=next_step", "zero_grad=zeros"]},
         {"curriculum": "uniform", "set": ["quiz_batches=fixed"]},
+        {"reward_function": "real", "set": ["advantage=step_mean", "reward_of=improvement"],
+         "policy_learning_rate": 1e-2},
+        {"use_comp_loss": True, "set": ["meta_term=attached", "pkd_layers=skip", "soft_loss=logits"]},
         {"task": "STS-B", "tasks": ["STS-B", "SST-2"], "reward_function": "real", "kd_200": True},
         {
             "set": [

@@ -15,7 +15,7 @@ import pytest
 
 import lib.cost
 import lib.local
-from lib.rows import CONTROLS, ROWS, read_paper
+from lib.rows import BASELINE_ROWS, CONTROLS, ROWS, read_paper
 
 import make_tables
 import sweep
@@ -47,7 +47,7 @@ def variant(command):
 # --- the plan -----------------------------------------------------------------------------------------------
 
 def test_rows_are_the_papers_and_the_controls():
-    assert list(read_paper()["rows"]) == [name for name in ROWS if name not in CONTROLS]
+    assert list(read_paper()["rows"]) == [name for name in ROWS if name not in CONTROLS + BASELINE_ROWS]
     assert CONTROLS == ["kd_200", "kd_quiz", "uniform", "mpdistil_learning"]
     tables = {name: table for name, table in read_paper().items() if name.startswith("table_")}
     assert list(tables) == ["table_1a", "table_1b", "table_4"]
@@ -134,8 +134,17 @@ def test_methods_to_compare_with_are_rows_of_the_first_run(capsys):
 
 
 def test_a_policy_that_can_learn_needs_an_update_a_step(capsys):
-    assert sweep.main(["--data_dir", "data", "--rows", "mpdistil_learning", "--protocol", "released"]) == 2
-    assert "set reward_weights=after_update" in capsys.readouterr().err
+    words = ["--data_dir", "data", "--tasks", "CB", "--protocol", "released"]
+    assert sweep.main([*words, "--rows", "mpdistil_learning"]) == 2
+    assert "reward_of=improvement: found with" in capsys.readouterr().err
+    assert sweep.main(words) == 0  # of `all` it is left out, which is said
+    found = capsys.readouterr()
+    assert len(found.out.splitlines()) == 9 and "learning" not in found.out
+    assert found.err.startswith("left out: mpdistil_learning: --set reward_of=improvement: found with")
+    assert sweep.main(["--data_dir", "data", "--tasks", "CB", "--set", "reward_of=level"]) == 2
+    assert "another value than reward_of=improvement" in capsys.readouterr().err
+    assert sweep.main([*words, "--epochs", "3"]) == 2  # what is wrong anyway is no reason to leave it out
+    assert "left out" not in capsys.readouterr().err
 
 
 def test_runs_that_no_table_takes_are_warned_of(capsys):

@@ -314,6 +314,52 @@ def test_methods_to_compare_with_stand_beside_kd(tables):
     assert "+40.0" in line and "hinton_kd" not in text.split("Missing rows")[1].split("\n")[0]
 
 
+def learning(records, **changes):
+    """The runs of a policy that can learn beside records of CB."""
+    return [{**made_up(seed=seed, reward="real", answers={"mpdistil": 39}, set=["advantage=step_mean",
+                                                                              "reward_of=improvement"]),
+             "run": f"cb/paper-advantage-col-real-learning-seed{seed}", "learning": True, **changes}
+            for seed in sorted({record["seed"] for record in records})]
+
+
+def test_a_policy_that_can_learn_stands_beside_the_others(tables):
+    records = column()
+    runs = learning(records)
+    for record in runs:
+        record["flags"] = {**record["flags"], "policy_learning_rate": 1e-2, "meta_learning_rate": 1e-3}
+    for record in records:
+        record["flags"] = {**record["flags"], "policy_learning_rate": 1e-3, "meta_learning_rate": 1e-3}
+    code, text, error = tables(records + runs)
+    assert code == 0, error
+    assert row_of(text, "Control, ours")[3] == "97.5 ± 0.0"
+    assert row_of(text, "MPDistil, collaborative + real")[3] == "50.0 ± 0.0"  # not one of its runs
+    assert "`mpdistil_learning` is ours: --set advantage=step_mean reward_of=improvement" in text
+    assert "--policy_learning_rate 0.01," not in text and "Protocol `paper`." in text
+    assert "The policy that can learn (ours)" in text and "Missing rows: CB: kd_quiz" not in text
+    lines = [line for line in text.splitlines() if line.startswith("| Control, ours") and "+47.5" in line]
+    assert len(lines) == 4  # kd_200, uniform, the main task alone, the policy as published
+    # a rate or a choice of the whole sweep is no difference between its runs; another one is
+    for record in records + runs:
+        record["flags"] = {**record["flags"], "meta_learning_rate": 5e-3}
+    for record in records:
+        record["flags"]["policy_learning_rate"] = 5e-3
+        record["set"] = ["advantage=step_mean"]
+    assert tables(records + runs)[0] == 0
+    for record in runs:
+        record["set"] = [*record["set"], "meta_term=attached"]
+    code, _, error = tables(records + runs)
+    assert code == 2 and "meta_term=attached" in error
+
+
+def test_where_the_loss_reaches_the_student_rows_are_not_matched_across_losses(tables):
+    records = column()
+    for record in records:
+        record["set"] = ["meta_term=attached"]
+    text = tables(records)[1]
+    uniform = [line for line in text.splitlines() if re.match(r"\| MPDistil, .*\| Control: uniform", line)]
+    assert len(uniform) == 2 and all("collaborative" in line for line in uniform)
+
+
 def test_seeds_and_the_number_of_comparisons_count(tables):
     """Differences that are clear over examples, for these seeds, and whose interval leaves zero out: over
     seeds p is 0.01, which is no direction among 22 comparisons."""
@@ -657,7 +703,8 @@ def test_runs_of_the_command_become_records(command, tables, tmp_path, lines, ca
 def test_formats(tables, tmp_path):
     records = column(seeds=(42, 43)) + column("COPA", seeds=(42, 43))
     rows = list(csv.DictReader(io.StringIO(tables(records, "--format", "csv")[1])))
-    assert len(rows) == (len(ROWS) - 1) * (2 * 2 + 4)  # without the control that no run has
+    absent = [name for name, row in ROWS.items() if row.learning or row.baseline]  # no run has them
+    assert len(rows) == (len(ROWS) - len(absent)) * (2 * 2 + 4)
     assert {row["task"] for row in rows if row["seed"]} == {"CB", "COPA"}
     teacher = next(row for row in rows if row["task"] == "CB" and row["row"] == "teacher")
     assert teacher == {"task": "CB", "metric": "acc", "row": "teacher", "seed": "42", "percent": "75.0",

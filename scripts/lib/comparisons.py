@@ -99,7 +99,8 @@ class Comparison:
 def compare(found):
     """All Comparisons: {(task, row, against)}, and those of the factors, their p corrected for all that
     count. Where phases alternate, competitive rows are compared with the teacher alone: the controls there
-    begin with the collaborative loss's student.
+    begin with the collaborative loss's student. Where the loss reaches the student directly (meta_term), they
+    are not compared with the uniform run, whose loss is the collaborative one.
 
     The p that is corrected (Holm) is the larger one of two, over examples and over seeds, since a reader
     will see neither these seeds nor these examples again. Each alone names directions where there are none:
@@ -114,7 +115,8 @@ def compare(found):
     """
     rows = {(task, row, other): Comparison(found, task, [row], [other], [label_of(row), label_of(other)])
             for task in found.tasks for row in MPDISTIL for other in AGAINST
-            if not found.alternating or ROWS[row].loss == "col" or other == "teacher"}
+            if ROWS[row].loss == "col" or not (found.alternating and other != "teacher"
+                                               or found.attached and other == "uniform")}
     rows |= {(task, row, other): Comparison(found, task, [row], [other], [label_of(row), label_of(other)])
              for task in found.tasks for row in ["mpdistil_learning"] if found.cell(task, row)
              for other in LEARNING_AGAINST}

@@ -67,7 +67,9 @@ def work_of(args, facts):
         "kd_200": episodes(steps * args.val_dataloader_size * tokens["train"] / train),
         "kd_quiz": episodes(steps * args.val_dataloader_size
                             * (tokens["train"] + tokens["quiz"]) / (train + quiz)),
-        "mpdistil": episodes(quiz * example) + args.num_episodes * args.nlayers * tokens["quiz"],
+        # the reward goes over quiz once an episode, an improvement twice
+        "mpdistil": episodes(quiz * example) + args.num_episodes * args.nlayers * tokens["quiz"] * (
+            1 + (resolve_protocol(args).reward_of == "improvement")),
     }
 
 

@@ -118,7 +118,11 @@ def plan(tasks, seeds, rows, output_dir, data_dir, more, rates=None):
                                   if row.phase == "phase 4"))
     learning = ["--set", *LEARNING_SET, "--policy_learning_rate", f"{LEARNING_RATE:g}"]
     if any(row.learning for row, _ in wanted):
-        resolve_protocol(parse(tasks[0], learning)[1])
+        made = vars(resolve_protocol(parse(tasks[0], learning)[1]))
+        wrong = [change for change in LEARNING_SET if made[change.split("=")[0]] != change.split("=")[1]]
+        if wrong:
+            raise InputError(f"--rows mpdistil_learning: --set gives another value than {' '.join(wrong)};"
+                             " leave one of the two out")
     losses = [loss for loss in LOSSES if loss == "col" or any(other == loss for _, other in wanted)]
     controls, methods = [row.flag for row, _ in wanted if row.flag], [row.found_as for row, _ in wanted
                                                                       if row.baseline]

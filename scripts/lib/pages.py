@@ -1,7 +1,7 @@
 """The page of a table: what stands on it, in which order, and what it says in words."""
 from lib.comparisons import FACTORS, LEVEL, SAME, compare
 from lib.formats import probability, span
-from lib.rows import MPDISTIL, ROWS, label_of
+from lib.rows import LEARNING_RATE, LEARNING_SET, MPDISTIL, ROWS, label_of
 from lib.run_records import batches_of, environments_of, mixture_of, process_seconds
 from lib.tables import (
     count_table,
@@ -78,6 +78,9 @@ def protocol_texts(found):
         yield ("Phases 2 and 3 alternate, so that a distilled student hangs on the loss: the rows `kd`,"
                " `kd_200` and `kd_quiz` are the collaborative ones, and competitive rows are not compared"
                " with them or with `uniform`.")
+    if any(record.get("learning") for record in found.records):
+        yield (f"`mpdistil_learning` is ours: --set {' '.join(LEARNING_SET)} --policy_learning_rate"
+               f" {LEARNING_RATE:g}. Its reward is what a step's update changes.")
     if found.records[0]["protocol"] == "paper" and not found.records[0]["set"]:
         yield ("In `paper` the meta-teacher is a constant for the student: loss and reward reach it by the"
                " policy alone. So `without curriculum` is the same computation with either loss, and one"

@@ -13,6 +13,8 @@ from scipy.stats import t
 from curriculum import Policy, policy_loss
 from meta_policy import apply_gradients, backward, make_optimizer
 
+BLOCK = 20  # episodes
+
 
 def movement(first, last):
     """Root mean square over tasks of what the logits moved. Logits are known up to a constant, so that both
@@ -66,19 +68,32 @@ def replays_of(states, advantages, tasks, settings, credited, count, seed):
             "p": (1 + sum(value >= moved for value in others)) / (1 + count), "log_pis": own}
 
 
+def blocks_of(episodes):
+    """Slices of about BLOCK episodes each."""
+    count = max(1, episodes // BLOCK)
+    ends = np.linspace(0, episodes, count + 1).round().astype(int)
+    return [slice(start, end) for start, end in zip(ends, ends[1:])]
+
+
 def without_position(advantages):
-    """(advantages minus the mean over episodes at their step, share of their squares that this mean
-    explains). (episodes, steps) -> the same, float. nan where all advantages are 0."""
+    """What a step's position in the episode explains, and what is left.
+
+    Returns (left, share): advantages minus the mean at their step over the episodes of their block, since
+    advantages drift while tasks are picked more or less often; and the share of their variance that the means
+    at the steps over all episodes explain. (episodes, steps) -> (episodes, steps), float; nan where all are
+    the same."""
     advantages = np.asarray(advantages, dtype=float)
-    means = advantages.mean(axis=0, keepdims=True)
-    total = np.sum(advantages ** 2)
-    left = advantages - means
-    return left, float(1 - np.sum(left ** 2) / total) if total else float("nan")
+    total = np.sum((advantages - advantages.mean()) ** 2)
+    explained = len(advantages) * np.sum((advantages.mean(axis=0) - advantages.mean()) ** 2)
+    left = np.concatenate([advantages[block] - advantages[block].mean(axis=0)
+                           for block in blocks_of(len(advantages))])
+    return left, float(explained / total) if total else float("nan")
 
 
 def share_of_actions(left, credited, count=199, seed=0):
     """Share of the squares that the means of each action explain, and what it is when actions are shuffled
-    among the steps of one position, the mean over `count` shuffles. left, credited: (episodes, steps)."""
+    among the steps of one position and block of episodes, the mean over `count` shuffles. left, credited:
+    (episodes, steps)."""
     left, credited = np.asarray(left, dtype=float), np.asarray(credited)
     total = np.sum(left ** 2)
     if not total:
@@ -90,7 +105,8 @@ def share_of_actions(left, credited, count=199, seed=0):
         return float(np.sum(sums[counts > 0] ** 2 / counts[counts > 0]) / total)
 
     generator = np.random.default_rng(seed)
-    shuffled = [share(generator.permuted(credited, axis=0)) for _ in range(count)]
+    shuffled = [share(np.concatenate([generator.permuted(credited[block], axis=0)
+                                      for block in blocks_of(len(credited))])) for _ in range(count)]
     return share(credited), float(np.mean(shuffled))
 
 

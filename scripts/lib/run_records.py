@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from lib.rates import summary_beside
-from lib.rows import LEARNING_RATE, LEARNING_SET, ROWS
+from lib.rows import LEARNING_SET, ROWS
 
 from arguments import NOT_PART_OF_THE_RUN, PROTOCOLS, with_defaults
 from bookkeeping.errors import InputError
@@ -72,7 +72,8 @@ def read_folder(folder):
         "flags": {name: value for name, value in args.items() if name not in NOT_A_SETTING},
         "data": {name: split for name, split in result["data"].items() if isinstance(split, dict)},
         "descriptions": {name: text for name, text in result["data"].items() if name.endswith(DESCRIPTION)},
-        **learning_of(args),
+        # the name that a sweep gives the runs of the row mpdistil_learning
+        **({"learning": True} if "-learning-seed" in folder.name else {}),
         "looks": looks,
         "rewards": [round(line["reward"], 6) for line in episodes],
         "entropies": [round(line["entropy"], 6) for line in episodes],
@@ -83,15 +84,6 @@ def read_folder(folder):
         "phase_environments": {name: provenance_of(phase["environment"])
                                for name, phase in result["phases"].items() if phase.get("environment")},
     }
-
-
-def learning_of(args):
-    """What a record says of a run whose policy can learn: {"learning": True}, with `set` as the other runs
-    of its table have it. {} of all other runs."""
-    if args["curriculum"] != "policy" or args["policy_learning_rate"] != LEARNING_RATE or (
-            not set(LEARNING_SET) <= set(args["set"])):
-        return {}
-    return {"learning": True, "set": [change for change in args["set"] if change not in LEARNING_SET]}
 
 
 def encoder_of(result):
@@ -167,22 +159,32 @@ def read_runs(paths):
 
 # --- what may stand in one table ----------------------------------------------------------------------------
 
+def learning_last(records):
+    """Records in their order, those of policies that can learn last: what a page says of all is read from the
+    first one."""
+    return sorted(records, key=lambda record: record.get("learning", False))
+
+
 def check_comparable(records):
     """InputError unless all records are selected on dev, of one protocol and encoder and, task by task, of
     the same flags and data."""
+    records = learning_last(records)
     first, by_task = records[0], {}
     for record in records:
+        learning = record.get("learning", False)
         if record["select_on"] != "dev":
             raise InputError(
                 f"run {record['run']}: --select_on {record['select_on']}: phases 3 and 4 train on quiz, so"
                 " that their selection is on training data; a table takes runs that select on dev, run it"
                 " again without the flag")
         for name in ("protocol", "set", "encoder"):
-            if record[name] != first[name]:
+            there, here = ((of_the_table(one, learning)[0] if name == "set" else one[name])
+                           for one in (first, record))
+            if there != here:
                 raise InputError(f"runs {first['run']} and {record['run']}: {name} {first[name]} and"
                                  f" {record[name]}; a table takes runs of one protocol and encoder")
         other = by_task.setdefault(record["task"], record)
-        there, here = (with_defaults(flags_of(one)) for one in (other, record))
+        there, here = (with_defaults(of_the_table(one, learning)[1]) for one in (other, record))
         differ = [f"--{name} {there.get(name)} and {here.get(name)}"
                   for name in {**other["flags"], **record["flags"]} if there.get(name) != here.get(name)]
         differ += [f"{name} {other.get(name)} and {record.get(name)}"
@@ -195,10 +197,14 @@ def check_comparable(records):
                              " task in a table differ in variant and seed alone")
 
 
-def flags_of(record):
-    """A record's flags but for those that are its row's own."""
-    own = ("policy_learning_rate",) if record.get("learning") else ()
-    return {name: value for name, value in record["flags"].items() if name not in own}
+def of_the_table(record, learning):
+    """(choices of --set, flags) of a record that all runs of its table share. learning: whether it is
+    compared with a run whose policy can learn, which has some of its own (rows.LEARNING_SET)."""
+    if not learning:
+        return record["set"], record["flags"]
+    names = [change.split("=")[0] for change in LEARNING_SET]
+    return ([change for change in record["set"] if change.split("=")[0] not in names],
+            {name: value for name, value in record["flags"].items() if name != "policy_learning_rate"})
 
 
 def environments_of(record):
@@ -267,7 +273,8 @@ class Found:
     things of one row and seed."""
 
     def __init__(self, records):
-        self.records, self.cells = records, {}
+        self.records, self.cells = learning_last(records), {}
+        records = self.records
         self.alternating = records[0]["phase_order"] == "alternating"
         self.attached = choice_of(records[0], "meta_term") == "attached"
         for record in records:

@@ -216,7 +216,8 @@ def policy_table(found):
             records = [figures["record"] for figures in found.cell(task, name).values()]
             if not records:
                 continue
-            line = [f"{task}: {label_of(name)}", span([len(record["rewards"]) for record in records])]
+            of = ", reward of improvement" * ROWS[name].learning
+            line = [f"{task}: {label_of(name)}{of}", span([len(record["rewards"]) for record in records])]
             for key in ("entropies", "rewards"):
                 fifth = max(1, len(records[0][key]) // 5)
                 for part in (slice(None, fifth), slice(-fifth, None)):

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,25 @@ def command(encoders, data_dir, tmp_path):
             code = stop.code
         return code, Path(settings["output_dir"])
     return run
+
+
+class InProcess:
+    """Stands for a process of main_superglue.py that a sweep starts: runs it here, at once."""
+
+    def __init__(self, command, stdout, **_):
+        with redirect_stdout(stdout), redirect_stderr(stdout):
+            self.returncode = main_superglue.main(parse_arguments(command[2:]))
+
+    def poll(self):
+        return self.returncode
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """A sweep's runs are made in this process, which has imported all: what is tested is what comes out of
+    them."""
+    import lib.local
+    monkeypatch.setattr(lib.local, "Popen", InProcess)
 
 
 def read_lines(path):

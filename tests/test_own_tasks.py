@@ -210,6 +210,7 @@ SMALL = (
 )
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_readmes_task_from_a_folder_to_a_table(tmp_path, encoders, data_dir, capsys, monkeypatch):
     """What the README says, word by word, but small: the description, the sweep, the table; then the scores,
     and the task beside an official one in the curriculum."""

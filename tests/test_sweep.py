@@ -420,13 +420,15 @@ def real(encoders, data_dir, folder, *words):
     return ["--rows", "kd", "kd_200", "kd_quiz", "uniform", *flags, *words]
 
 
+@pytest.mark.usefixtures("in_process")  # but for the sweep that is interrupted
 def test_an_interrupted_sweep_ends_with_the_same_table(encoders, data_dir, tmp_path, capsys, monkeypatch):
     command = [sys.executable, str(ROOT / "scripts" / "sweep.py")]
-    done = subprocess.run([*command, *real(encoders, data_dir, tmp_path / "whole", "--go")],
-                          capture_output=True, text=True)
-    assert done.returncode == 0 and "2 of 2 runs are finished" in done.stdout, done.stdout + done.stderr
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert sweep.main(real(encoders, data_dir, tmp_path / "whole", "--go")) == 0
+    assert "2 of 2 runs are finished" in capsys.readouterr().out
     again = real(encoders, data_dir, tmp_path / "ended", "--go")
-    process = subprocess.Popen(command + again, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command + again, stdout=subprocess.PIPE, text=True, start_new_session=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
     metrics = tmp_path / "ended" / "cb" / "paper-col-binary-uniform-seed42" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not (metrics.exists() and '"episode": 2' in metrics.read_text()):
@@ -436,7 +438,6 @@ def test_an_interrupted_sweep_ends_with_the_same_table(encoders, data_dir, tmp_p
     assert process.returncode == 128 + signal.SIGINT
     assert "ended by SIGINT; the same command goes on" in said
     assert not (metrics.parent / "result.json").exists() and (metrics.parent / "state").is_dir()
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert sweep.main(again) == 0 and "2 of 2 runs are finished" in capsys.readouterr().out
     log = tmp_path / "ended" / "cb" / "logs" / f"{metrics.parent.name}.log"
     assert "going on from" in log.read_text()

@@ -58,6 +58,7 @@ def words(encoders, data_dir, tmp_path):
     return of
 
 
+@pytest.mark.usefixtures("in_process")
 def test_rates_are_chosen_on_quiz_and_kept(words, tmp_path, capsys):
     """Printed first, then made, then found finished; every run's score is the mean over the last half of the
     epochs."""
@@ -94,6 +95,7 @@ def test_rates_are_chosen_on_quiz_and_kept(words, tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_more_flags_one_at_a_time(words, tmp_path):
     assert tune.main(words("--also", "alpha", "--go", split_seeds=1, teacher_epochs=1, epochs=1)) == 0
     record = read_json(tmp_path / "tune" / "cb" / "rates.json", "")
@@ -158,6 +160,7 @@ def sweep_words(encoders, data_dir, output, *more):
     ]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_sweep_takes_the_rates_and_the_table_says_so(record, encoders, data_dir, tmp_path, capsys):
     output = tmp_path / "runs"
     assert sweep.main(sweep_words(encoders, data_dir, output, "--rates", str(record()), "--go")) == 0

@@ -1,9 +1,9 @@
 """The backend `local`: the runs of a sweep on this machine, some side by side."""
 import os
 import signal
-import subprocess
 import sys
 import time
+from subprocess import STDOUT, Popen
 
 from tqdm import tqdm
 
@@ -56,8 +56,8 @@ class Sweep:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self.side_by_side)))
         with open(job.log, "a", encoding="utf-8") as log:
             # a session of its own: Ctrl-C reaches the sweep alone, which hands it on once
-            job.process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, env=environment,
-                                           start_new_session=True)
+            job.process = Popen(job.command, stdout=log, stderr=STDOUT, env=environment,
+                                start_new_session=True)
         job.started = time.monotonic()
         self.running.append(job)
         if self.signum:  # it came while the run was being started

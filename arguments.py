@@ -18,6 +18,8 @@ BASELINES = {
     "hinton_kd": HINTON, "pkd_skip": {**HINTON, "beta": 100.0}, "pkd_last": {**HINTON, "beta": 100.0},
     "alp_kd": {"ce": 0.1, "soft": 0.7, "layers": 0.2, "temperature": 20.0}, "annealing_kd": ANNEALING,
     "continuation_kd": {**ANNEALING, "margin": 1.0}, "takd": HINTON,
+    "distilbert": {"soft": 5.0, "ce": 2.0, "cosine": 1.0, "temperature": 2.0},
+    "rail_kd": {"ce": 1 / 3, "soft": 1 / 3, "layers": 1 / 3, "temperature": 10.0, "width": 128},
 }
 EXPORTS = ("teacher", "kd", "kd_200", "kd_quiz")
 PHASES = ("teacher", "kd", "meta_teacher")  # where --stop_after may stop; phase 4 ends the run anyway
@@ -230,7 +232,7 @@ def constants_of(args):
             known = [f"{name}.{key}" for name in found for key in found[name]]
             raise InputError(f"argument --baseline_set: {text!r} found, expected METHOD.KEY=VALUE, METHOD.KEY"
                              f" one of {', '.join(known) or 'none, since --baselines names no method'}")
-        kinds = {"steps": COUNT, "alpha": SHARE, "temperature": RATE,
+        kinds = {"steps": COUNT, "width": COUNT, "alpha": SHARE, "temperature": RATE,
                  "share": number(float, 0, 1, open_low=True)}
         try:
             found[name][key] = kinds.get(key, number(float, 0))(value)

@@ -16,26 +16,34 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from data_utils import seeded_generator
 from meta_policy import EpochLoop, Training, backward, run_epochs, teacher_layers
+from models import init_linear
 
 
 @dataclass(frozen=True)
 class Answers:
     """What one side says of a batch. logits: (batch, classes); states: [CLS] states of the layers that the
-    method asks for, (layers, batch * choices, hidden)."""
+    method asks for, (layers, batch * choices, hidden); or, for a method that reads them, those of all tokens,
+    (layers, batch * choices, tokens, hidden), with mask: (batch * choices, tokens), 1 at real tokens."""
     logits: torch.Tensor
     states: torch.Tensor
+    mask: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Baseline:
     """A method. source: its paper; loss(student, teacher, labels, rules, constants,
     done); layers(depth, nlayers): (the student's layers, the teacher's) whose [CLS] states it reads, counted
-    from 1; assistant: whether the student's teacher is an assistant, halfway between in depth, which the same
+    from 1, for `rail_kd` drawn by the epoch; tokens: whether it reads the states of all tokens, for which the
+    teacher runs at every step; learnt(hidden, constants): modules that are learnt beside the student;
+    assistant: whether the student's teacher is an assistant, halfway between in depth, which the same
     loss distils from the teacher first."""
     source: str
     loss: Callable
     layers: Callable = lambda depth, nlayers: ([], [])
+    tokens: bool = False
+    learnt: Callable | None = None
     assistant: bool = False
 
 
@@ -109,6 +117,44 @@ def continuation_kd(student, teacher, labels, rules, constants, done):
     return {"loss": psi * ce + (1 - psi) * soft, "ce": ce, "soft": soft}
 
 
+def token_mean(states, mask):
+    """The mean over the real tokens. (layers, rows, tokens, hidden), (rows, tokens) -> (layers, rows,
+    hidden)."""
+    weights = mask.to(states.dtype)[..., None]
+    return (states * weights).sum(-2) / weights.sum(-2)
+
+
+def cosine_distance(student_states, teacher_states, mask):
+    """1 - cos, the mean over the real tokens of all rows (Sanh et al. 2019). Both: (layers, rows, tokens,
+    hidden)."""
+    weights = mask.to(student_states.dtype).expand(student_states.shape[:-1])
+    distances = 1 - F.cosine_similarity(student_states, teacher_states, dim=-1)
+    return (distances * weights).sum() / weights.sum()
+
+
+def distilbert(student, teacher, labels, rules, constants, done):
+    """5 T^2 KL(p_T || p_S) + 2 CE + 1 (1 - cos of the last layers' tokens) (the loss of Sanh et al. 2019, on
+    a task's train)."""
+    ce = rules.loss(student.logits, labels)
+    soft = rules.divergence(teacher.logits, student.logits, constants["temperature"])
+    cosine = cosine_distance(student.states, teacher.states, student.mask)
+    loss = constants["soft"] * soft + constants["ce"] * ce + constants["cosine"] * cosine
+    return {"loss": loss, "ce": ce, "soft": soft, "cosine": cosine}
+
+
+def rail_kd(student, teacher, labels, rules, constants, done, learnt):
+    """1/3 CE + 1/3 T^2 KL(p_T || p_S) + 1/3 sum over the student's layers of || n(P mean H_S) - n(Q mean H_T)
+    ||^2, the mean over rows (Haidar et al. 2022, layer by layer); n divides by the length, the means are over
+    real tokens. learnt: P and Q, linear."""
+    ce = rules.loss(student.logits, labels)
+    soft = rules.divergence(teacher.logits, student.logits, constants["temperature"])
+    ours = F.normalize(learnt["student"](token_mean(student.states, student.mask)), dim=-1)
+    theirs = F.normalize(learnt["teacher"](token_mean(teacher.states, teacher.mask)), dim=-1)
+    layers = (ours - theirs).square().sum(-1).mean(1).sum()
+    loss = constants["ce"] * ce + constants["soft"] * soft + constants["layers"] * layers
+    return {"loss": loss, "ce": ce, "soft": soft, "layers": layers}
+
+
 # --- the table ----------------------------------------------------------------------------------------------
 
 def skipped(depth, nlayers):
@@ -119,6 +165,30 @@ def skipped(depth, nlayers):
 def last_ones(depth, nlayers):
     """Student layers 1..n-1 against teacher layers N-n+1..N-1."""
     return list(range(1, nlayers)), list(range(depth - nlayers + 1, depth))
+
+
+def last_of_both(depth, nlayers):
+    return [nlayers], [depth]
+
+
+def to_be_drawn(depth, nlayers):
+    """Student layers 1..n-1 against as many of the teacher's 1..N-1, which drawn_layers draws: all those."""
+    return list(range(1, nlayers)), list(range(1, depth))
+
+
+def drawn_layers(count, of, seed, epoch):
+    """`count` of so many places, in order, by the seed and the epoch alone. -> list of places from 0."""
+    random = torch.randperm(of, generator=seeded_generator(seed, "rail_kd", "layers", epoch))
+    return sorted(random[:count].tolist())
+
+
+def projections(hidden, constants, seed):
+    """P and Q: Linear(hidden, width) each."""
+    found = torch.nn.ModuleDict()
+    for side in ("student", "teacher"):
+        found[side] = torch.nn.Linear(hidden, constants["width"])
+        init_linear(found[side], seeded_generator(seed, "rail_kd", side))
+    return found
 
 
 def all_of_both(depth, nlayers):
@@ -133,6 +203,9 @@ METHODS = {  # their constants: arguments.BASELINES
     "annealing_kd": Baseline("Jafari et al. 2021, arXiv:2104.07163", annealing_kd),
     "continuation_kd": Baseline("Jafari et al. 2022, arXiv:2212.05998", continuation_kd),
     "takd": Baseline("Mirzadeh et al. 2020, arXiv:1902.03393", hinton_kd, assistant=True),
+    "distilbert": Baseline("Sanh et al. 2019, arXiv:1910.01108", distilbert, last_of_both, tokens=True),
+    "rail_kd": Baseline("Haidar et al. 2022, arXiv:2109.10164", rail_kd, to_be_drawn, tokens=True,
+                        learnt=projections),
 }
 
 
@@ -149,23 +222,49 @@ class BaselineTraining(Training):
 
 def distill_by(phase, student, teacher_heads, teacher_outputs, train, settings, evaluator, streams, log,
                saver=None):
-    """Train a student on train by a method; arguments as in meta_policy.distill_student. Leaves the best
-    epoch's weights in student. Returns the Best."""
+    """Train a student on train by a method; arguments as in meta_policy.distill_student, but that
+    teacher_outputs is the teacher's encoder for a method that reads all tokens. Leaves the best epoch's
+    weights in student. Returns the Best."""
     task, device, rules = train.task.name, torch.device(settings.device), train.task.rules
-    loss_of, (ours, theirs) = METHODS[settings.method].loss, settings.layers
+    method, (ours, theirs) = METHODS[settings.method], settings.layers
+    module, more = student, {}
+    if method.learnt:
+        with torch.random.fork_rng(devices=[]):
+            learnt = method.learnt(student.state_predictor.in_features, settings.constants, settings.seed)
+        more = {"learnt": learnt.to(device)}
+        module = torch.nn.ModuleDict({"student": student, **more})
 
     def step(indices, done):
-        batch = train.batch(indices, device)
-        pooled, states = student.encoder(batch, layers=bool(ours))
-        states = states[[number - 1 for number in ours]] if ours else pooled.new_zeros(0, *pooled.shape)
-        teacher_pooled, teacher_states = teacher_outputs.outputs(train, indices,
-                                                                 layers=max(theirs, default=0))
+        batch, places = train.batch(indices, device), [number - 1 for number in theirs]
+        if len(ours) < len(places) and method.tokens:  # this epoch's layers
+            epoch = int(done * settings.epochs + 1e-9)
+            places = [places[place] for place in drawn_layers(len(ours), len(places), settings.seed, epoch)]
+        pooled, states = answer_of(student.encoder, batch, [number - 1 for number in ours], method.tokens)
         with torch.no_grad():
+            if method.tokens:
+                teacher_pooled, teacher_states = answer_of(teacher_outputs.eval(), batch, places, True)
+            else:
+                teacher_pooled, teacher_states = teacher_outputs.outputs(train, indices,
+                                                                         layers=max(theirs, default=0))
+                teacher_states = teacher_states[places]
             teacher_logits = teacher_heads.eval()(task, teacher_pooled)
-        figures = loss_of(Answers(student.heads(task, pooled), states),
-                          Answers(teacher_logits, teacher_states[[number - 1 for number in theirs]]),
-                          batch.labels, rules, settings.constants, done)
-        return {**figures, "gradient_norm": backward(figures["loss"], student, settings.max_grad_norm)}
+        mask = batch.attention_mask
+        figures = method.loss(Answers(student.heads(task, pooled), states, mask),
+                              Answers(teacher_logits, teacher_states, mask), batch.labels, rules,
+                              settings.constants, done, **more)
+        return {**figures, "gradient_norm": backward(figures["loss"], module, settings.max_grad_norm)}
 
-    loop = EpochLoop(phase, student, train, step, settings, evaluator, streams, log)
+    loop = EpochLoop(phase, module, train, step, settings, evaluator, streams, log)
     return run_epochs(loop, saver=saver)[0]
+
+
+def answer_of(encoder, batch, places, tokens):
+    """pooled, and the states at some places of layers 1..n: (layers, rows, hidden) of [CLS], or of all tokens
+    (layers, rows, tokens, hidden)."""
+    if tokens:
+        pooled, states = encoder.run(batch, layers=True)
+        if not places:
+            return pooled, pooled.new_zeros(0, *batch.attention_mask.shape, pooled.shape[-1])
+        return pooled, torch.stack([states[place] for place in places])
+    pooled, states = encoder(batch, layers=bool(places))
+    return pooled, states[places] if places else pooled.new_zeros(0, *pooled.shape)

@@ -254,7 +254,10 @@ def distil_baseline(lab, name, method, student, nlayers, teacher):
         if phase.finished:
             load_weights(student, phase.folder, [inputs.task.name])
         else:
-            best = distill_by(name, student, teacher.heads, teacher.outputs, inputs.data["train"], settings,
+            outputs = teacher.outputs
+            if METHODS[method].tokens:  # too much to keep by example: the teacher runs at every step
+                outputs = load_encoder(teacher.phase.folder, lab.bf16).to(lab.device)
+            best = distill_by(name, student, teacher.heads, outputs, inputs.data["train"], settings,
                               **lab.loop(phase, lab.predictor(student)))
             lab.publish(phase, best, student)
     student.eval()
@@ -555,7 +558,8 @@ class Experiment:
     def kept_layers(self):
         """How many of the teacher's layers the phases will ask for by example of train."""
         args = self.inputs.args
-        asked = [self.compared_layers(args.beta), *(self.layers_of(method)[1] for method in args.baselines)]
+        asked = [self.compared_layers(args.beta), *(self.layers_of(method)[1] for method in args.baselines
+                                                    if not METHODS[method].tokens)]
         return max((layer for layers in asked for layer in layers), default=0)
 
     # what the phases work with

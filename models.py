@@ -155,6 +155,12 @@ class Encoder(nn.Module):
     def forward(self, batch, layers=False):
         """pooled: (rows, hidden); with `layers` also the [CLS] states of layers 1..n: (n, rows, hidden), else
         None. hidden_states[0], the embeddings, are left out."""
+        pooled, states = self.run(batch, layers)
+        return pooled, torch.stack([tokens[:, 0] for tokens in states]) if layers else None
+
+    def run(self, batch, layers):
+        """pooled: (rows, hidden); with `layers` also the states of all tokens after layers 1..n: a list of
+        (rows, tokens, hidden), else an empty one."""
         more = {}
         if self.takes_types and batch.token_type_ids is not None:
             more["token_type_ids"] = batch.token_type_ids
@@ -166,9 +172,7 @@ class Encoder(nn.Module):
                             output_hidden_states=layers, **more)
             pooled = out.pooler_output if self.pooler is None else self.pooler(out, batch)
         dtype = self.pooler_weight.dtype
-        if not layers:
-            return pooled.to(dtype), None
-        return pooled.to(dtype), torch.stack([states[:, 0].to(dtype) for states in out.hidden_states[1:]])
+        return pooled.to(dtype), [states.to(dtype) for states in out.hidden_states[1:]] if layers else []
 
 
 class Heads(nn.Module):

@@ -249,6 +249,16 @@ BASELINES = (
      "soft = F.mse_loss(student.logits, teacher.logits)\n"),
     ("continuation_kd: a margin that stays", "baselines.py", '- constants["margin"] * factor)',
      '- constants["margin"])'),
+    ("distilbert: padding counts", "baselines.py", "mask.to(student_states.dtype).expand",
+     "torch.ones_like(mask, dtype=student_states.dtype).expand"),
+    ("distilbert: T of KD", "arguments.py", '"cosine": 1.0, "temperature": 2.0',
+     '"cosine": 1.0, "temperature": 5.0'),
+    ("rail_kd: the mean over all tokens", "baselines.py", "(states * weights).sum(-2) / weights.sum(-2)",
+     "states.mean(-2)"),
+    ("rail_kd: projections as long as they are", "baselines.py",
+     'ours = F.normalize(learnt["student"](token_mean(student.states, student.mask)), dim=-1)',
+     'ours = learnt["student"](token_mean(student.states, student.mask))'),
+    ("rail_kd: layers drawn once", "baselines.py", '"rail_kd", "layers", epoch', '"rail_kd", "layers", 0'),
     ("continuation_kd: psi up to 1", "baselines.py", "else 0.5 * done", "else 1.0 * done"),
 )
 

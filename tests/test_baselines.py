@@ -3,6 +3,7 @@ line, killed and gone on with."""
 import json
 import math
 import re
+from fractions import Fraction
 
 import pytest
 import torch
@@ -31,14 +32,21 @@ def close(value, expected):
     assert torch.as_tensor(value).item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
-def loss_of(method, student, teacher, labels=LABELS, rules=CLASSES, done=0.0, **constants):
-    return METHODS[method].loss(student, teacher, labels, rules, {**BASELINES[method], **constants}, done)
+def loss_of(method, student, teacher, labels=LABELS, rules=CLASSES, done=0.0, learnt=None, **constants):
+    constants = {**BASELINES[method], **constants}
+    more = {}
+    if METHODS[method].learnt:
+        hidden = student.states.shape[-1]
+        more = {"learnt": learnt or METHODS[method].learnt(hidden, constants, 1).double()}
+    return METHODS[method].loss(student, teacher, labels, rules, constants, done, **more)
 
 
-def random_side(layers=2, seed=0, classes=3):
+def random_side(layers=2, seed=0, classes=3, tokens=False):
     random = torch.Generator().manual_seed(seed)
+    size = (layers, 4, 3, 5) if tokens else (layers, 4, 5)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]]) if tokens else None
     return Answers(torch.randn(4, classes, dtype=torch.float64, generator=random),
-                   torch.randn(layers, 4, 5, dtype=torch.float64, generator=random))
+                   torch.randn(*size, dtype=torch.float64, generator=random), mask)
 
 
 def test_every_method_has_constants_a_row_and_a_line_in_the_documents():
@@ -51,7 +59,7 @@ def test_every_method_has_constants_a_row_and_a_line_in_the_documents():
         cell = line.split(" | ")[2]
         for key, value in BASELINES[name].items():
             said = re.search(rf"`{key}` (\S+?)(?:,|$)", cell) if "the same" not in cell else None
-            assert said is None or eval(said[1]) == pytest.approx(value), (name, key)
+            assert said is None or float(Fraction(said[1])) == pytest.approx(value), (name, key)
             assert said or "the same" in cell
 
 
@@ -133,31 +141,61 @@ def test_what_is_annealed_by_hand():
     close(loss_of("continuation_kd", far, teacher, done=0.9)["loss"], ce)
 
 
+def test_what_reads_tokens_by_hand():
+    mask = torch.tensor([[1, 1, 0]])
+    tokens = tensor([[[1, 0], [0, 2], [9, 9]]])[0][None]                    # (1, 1, 3, 2)
+    assert baselines.token_mean(tokens, mask).tolist() == [[[0.5, 1.0]]]
+    other = tensor([[[2, 0], [3, 0], [5, 7]]])[0][None]
+    close(baselines.cosine_distance(tokens, other, mask), (0 + 1) / 2)      # along, across; padding left out
+    close(baselines.cosine_distance(tokens, 3 * tokens, mask), 0)
+    student, teacher = Answers(Z_STUDENT[:1], tokens, mask), Answers(Z_TEACHER[:1], other, mask)
+    found = loss_of("distilbert", student, teacher, LABELS[:1])
+    close(found["cosine"], 0.5)
+    close(found["soft"], divergence(Z_TEACHER[:1], Z_STUDENT[:1], 2.0).item())
+    close(found["loss"], 5 * found["soft"] + 2 * found["ce"] + 0.5)
+    same = torch.nn.ModuleDict({side: torch.nn.Identity() for side in ("student", "teacher")})
+    found = loss_of("rail_kd", student, teacher, LABELS[:1], learnt=same)
+    ours, theirs = tensor(0.5, 1.0) / math.sqrt(1.25), tensor(1.0, 0.0)
+    close(found["layers"], (ours - theirs).square().sum().item())
+    close(found["loss"], (found["ce"] + found["soft"] + found["layers"]) / 3)
+    alike = loss_of("rail_kd", student, Answers(Z_STUDENT[:1], tokens, mask), LABELS[:1], learnt=same)
+    close(alike["layers"], 0)
+
+
+def test_layers_that_are_drawn_by_hand():
+    draws = [baselines.drawn_layers(2, 5, seed, epoch) for seed in (1, 2) for epoch in range(20)]
+    assert all(len(set(draw)) == 2 and draw == sorted(draw) and set(draw) <= set(range(5)) for draw in draws)
+    assert {place for draw in draws for place in draw} == set(range(5)) and draws[:20] != draws[20:]
+    assert baselines.drawn_layers(2, 5, 1, 3) == draws[3]                   # by seed and epoch alone
+    assert METHODS["rail_kd"].layers(6, 3) == ([1, 2], [1, 2, 3, 4, 5])
+    assert METHODS["distilbert"].layers(6, 3) == ([3], [6])
+
+
 @pytest.mark.parametrize("done", [0.0, 0.4, 0.9])
 @pytest.mark.parametrize("method", METHODS)
 def test_gradients_against_finite_differences(method, done):
-    """Of classes and of numbers; and the teacher's side has no gradient."""
-    teacher = random_side(seed=5)
+    """Of classes and of numbers."""
+    tokens = METHODS[method].tokens
     for rules, labels, classes in ((CLASSES, torch.tensor([0, 2, 1, 1]), 3),
                                    (NUMBERS, tensor(1.0, 0.5, -2.0, 3.0), 1)):
-        student, there = random_side(seed=4, classes=classes), random_side(seed=5, classes=classes)
+        student, there = (random_side(seed=seed, classes=classes, tokens=tokens) for seed in (4, 5))
         logits, states = 3 * student.logits, student.states
         logits.requires_grad_(), states.requires_grad_()
 
-        def loss(logits, states, there=there, labels=labels, rules=rules):
-            return loss_of(method, Answers(logits, states), there, labels, rules, done)["loss"]
+        def loss(logits, states, mask=student.mask, there=there, labels=labels, rules=rules):
+            return loss_of(method, Answers(logits, states, mask), there, labels, rules, done)["loss"]
 
         assert torch.autograd.gradcheck(loss, (logits, states))
-    assert not teacher.logits.requires_grad
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_order_of_examples_does_not_count(method):
-    student, teacher, labels = random_side(seed=1), random_side(seed=2), torch.tensor([0, 2, 1, 1])
-    order = torch.tensor([2, 0, 3, 1])
+    tokens = METHODS[method].tokens
+    student, teacher = (random_side(seed=seed, tokens=tokens) for seed in (1, 2))
+    labels, order = torch.tensor([0, 2, 1, 1]), torch.tensor([2, 0, 3, 1])
 
     def turned(side):
-        return Answers(side.logits[order], side.states[:, order])
+        return Answers(side.logits[order], side.states[:, order], side.mask[order] if tokens else None)
 
     for done in (0.0, 0.5, 0.9):
         close(loss_of(method, turned(student), turned(teacher), labels[order], done=done)["loss"],
@@ -234,9 +272,10 @@ def test_all_means_all_and_the_order_is_the_tables():
     assert BASELINES["takd"]["temperature"] == 5.0
 
 
-@pytest.mark.parametrize("method", ["annealing_kd", "alp_kd", "takd"])
+@pytest.mark.parametrize("method", ["annealing_kd", "takd", "rail_kd"])
 def test_a_killed_method_goes_on_with_the_same_bytes(method, command, monkeypatch):
-    """annealing: the loss hangs on how many steps were made; takd: both of its phases."""
+    """annealing: the loss hangs on how many steps were made; takd: both of its phases; rail_kd: the layers of
+    the epoch, and what is learnt beside the student."""
     flags = dict(baselines=[method], nlayers=2, stop_after="kd", epochs=3, save_seconds=0, learning_rate=1e-3)
     code, whole = command(folder="whole/run", **flags)
     assert code == 0
@@ -275,15 +314,16 @@ def test_padding_changes_nothing(encoders, data_dir):
     for padding in ("longest", "max_length"):
         split = load_task(TASKS["CB"], data_dir, tokenizer, 90, 42, 4, ("dev",), padding=padding)["dev"]
         batch = split.batch(np.arange(5))
-        sides = []
-        for model in (student, teacher):
-            with torch.no_grad():
-                pooled, states = model.encoder(batch, layers=True)
-                sides.append(Answers(model.heads("CB", pooled), states))
         for method in METHODS:
-            ours, theirs = METHODS[method].layers(4, 2)
-            given = [Answers(side.logits, side.states[[number - 1 for number in layers]])
-                     for side, layers in zip(sides, (ours, theirs))]
+            given = []
+            for model, layers in zip((student, teacher), METHODS[method].layers(4, 2)):
+                places = [number - 1 for number in layers][:2]
+                with torch.no_grad():
+                    pooled, states = baselines.answer_of(model.encoder, batch, places, METHODS[method].tokens)
+                    given.append(Answers(model.heads("CB", pooled).double(), states.double(),
+                                         batch.attention_mask))
+            if method == "rail_kd":
+                given[1] = Answers(given[1].logits, given[1].states[:1], batch.attention_mask)
             found[method, padding] = loss_of(method, *given, batch.labels, done=0.3)["loss"].item()
     assert batch.input_ids.shape[1] == 90
     for method in METHODS:

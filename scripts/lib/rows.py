@@ -63,7 +63,8 @@ ROWS = {
         ("pkd_last", "PKD, last (Sun et al. 2019)"), ("alp_kd", "ALP-KD (Passban et al. 2021)"),
         ("annealing_kd", "Annealing KD (Jafari et al. 2021)"),
         ("continuation_kd", "Continuation KD (Jafari et al. 2022)"),
-        ("takd", "TAKD (Mirzadeh et al. 2020)"))},
+        ("takd", "TAKD (Mirzadeh et al. 2020)"), ("distilbert", "DistilBERT's loss (Sanh et al. 2019)"),
+        ("rail_kd", "RAIL-KD (Haidar et al. 2022)"))},
 }
 # what makes a policy that can learn: readings (METHOD.md rows 27 and 28) and the policy's rate
 LEARNING_SET, LEARNING_RATE = ("advantage=step_mean", "reward_of=improvement"), 1e-2

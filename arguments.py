@@ -20,6 +20,7 @@ BASELINES = {
     "continuation_kd": {**ANNEALING, "margin": 1.0}, "takd": HINTON,
     "distilbert": {"soft": 5.0, "ce": 2.0, "cosine": 1.0, "temperature": 2.0},
     "rail_kd": {"ce": 1 / 3, "soft": 1 / 3, "layers": 1 / 3, "temperature": 10.0, "width": 128},
+    "dml": {"temperature": 1.0}, "prokt": {"ce": 0.6, "soft": 0.4, "temperature": 1.0},
 }
 EXPORTS = ("teacher", "kd", "kd_200", "kd_quiz")
 PHASES = ("teacher", "kd", "meta_teacher")  # where --stop_after may stop; phase 4 ends the run anyway

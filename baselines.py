@@ -16,9 +16,18 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from bookkeeping.states import Trained
 from data_utils import seeded_generator
-from meta_policy import EpochLoop, Training, backward, run_epochs, teacher_layers
-from models import init_linear
+from meta_policy import (
+    EpochLoop,
+    Training,
+    apply_gradients,
+    backward,
+    make_optimizer,
+    run_epochs,
+    teacher_layers,
+)
+from models import init_linear, set_training
 
 
 @dataclass(frozen=True)
@@ -33,16 +42,18 @@ class Answers:
 
 @dataclass(frozen=True)
 class Baseline:
-    """A method. source: its paper; loss(student, teacher, labels, rules, constants,
-    done); layers(depth, nlayers): (the student's layers, the teacher's) whose [CLS] states it reads, counted
-    from 1, for `rail_kd` drawn by the epoch; tokens: whether it reads the states of all tokens, for which the
-    teacher runs at every step; learnt(hidden, constants): modules that are learnt beside the student;
-    assistant: whether the student's teacher is an assistant, halfway between in depth, which the same
-    loss distils from the teacher first."""
+    """A method. source: its paper; loss(student, teacher, labels, rules, constants, done); layers(depth,
+    nlayers): (the student's layers, the teacher's) whose [CLS] states it reads, counted from 1; where the
+    teacher's are more, the epoch's are drawn. tokens: whether it reads the states of all tokens instead, for
+    which the teacher runs at every step; teacher_loss(student, teacher, labels, rules, constants): of a
+    teacher that learns too, a step of its own before each of the student's; learnt(hidden, constants, seed):
+    modules that are learnt beside the student; assistant: whether the student's teacher is an assistant,
+    halfway between in depth, which the same loss distils from the teacher first."""
     source: str
     loss: Callable
     layers: Callable = lambda depth, nlayers: ([], [])
     tokens: bool = False
+    teacher_loss: Callable | None = None
     learnt: Callable | None = None
     assistant: bool = False
 
@@ -155,6 +166,27 @@ def rail_kd(student, teacher, labels, rules, constants, done, learnt):
     return {"loss": loss, "ce": ce, "soft": soft, "layers": layers}
 
 
+def mutual(student, teacher, labels, rules, constants, done):
+    """CE(S(x), y) + KL(p_T || p_S), the student's loss in Zhang et al. 2018 and Shi et al. 2021, where the
+    teacher learns too."""
+    ce = rules.loss(student.logits, labels)
+    soft = rules.divergence(teacher.logits, student.logits, constants["temperature"])
+    return {"loss": ce + soft, "ce": ce, "soft": soft}
+
+
+def mutual_of_teacher(student, teacher, labels, rules, constants):
+    """CE(T(x), y) + KL(p_S || p_T), the teacher's loss in Zhang et al. 2018. -> scalar."""
+    return rules.loss(teacher.logits, labels) + rules.divergence(student.logits, teacher.logits,
+                                                                 constants["temperature"])
+
+
+def prokt_of_teacher(student, teacher, labels, rules, constants):
+    """0.6 CE(T(x), y) + 0.4 KL(p_S || p_T): the teacher does not go where the student cannot follow (Shi et
+    al. 2021). -> scalar."""
+    soft = rules.divergence(student.logits, teacher.logits, constants["temperature"])
+    return constants["ce"] * rules.loss(teacher.logits, labels) + constants["soft"] * soft
+
+
 # --- the table ----------------------------------------------------------------------------------------------
 
 def skipped(depth, nlayers):
@@ -201,11 +233,13 @@ METHODS = {  # their constants: arguments.BASELINES
     "pkd_last": Baseline("Sun et al. 2019, arXiv:1908.09355", pkd, last_ones),
     "alp_kd": Baseline("Passban et al. 2021, arXiv:2012.14022", alp_kd, all_of_both),
     "annealing_kd": Baseline("Jafari et al. 2021, arXiv:2104.07163", annealing_kd),
-    "continuation_kd": Baseline("Jafari et al. 2022, arXiv:2212.05998", continuation_kd),
+    "continuation_kd": Baseline('Jafari et al. 2022, "Continuation KD"', continuation_kd),
     "takd": Baseline("Mirzadeh et al. 2020, arXiv:1902.03393", hinton_kd, assistant=True),
     "distilbert": Baseline("Sanh et al. 2019, arXiv:1910.01108", distilbert, last_of_both, tokens=True),
-    "rail_kd": Baseline("Haidar et al. 2022, arXiv:2109.10164", rail_kd, to_be_drawn, tokens=True,
+    "rail_kd": Baseline('Haidar et al. 2022, "RAIL-KD"', rail_kd, to_be_drawn, tokens=True,
                         learnt=projections),
+    "dml": Baseline("Zhang et al. 2018, arXiv:1706.00384", mutual, teacher_loss=mutual_of_teacher),
+    "prokt": Baseline("Shi et al. 2021, arXiv:2107.09305", mutual, teacher_loss=prokt_of_teacher),
 }
 
 
@@ -213,11 +247,45 @@ METHODS = {  # their constants: arguments.BASELINES
 
 @dataclass(frozen=True)
 class BaselineTraining(Training):
-    """Settings of a method's training. layers: (the student's, the teacher's) whose states it reads."""
+    """Settings of a method's training. layers: (the student's, the teacher's) whose states it reads;
+    teacher_learning_rate: of a teacher that learns too, else 0."""
     method: str
     nlayers: int
     constants: dict
     layers: list
+    teacher_learning_rate: float
+
+
+def learn_together(phase, student, teacher, train, settings, evaluator, streams, log, saver=None):
+    """Train a student on train together with its teacher, a Model that was fine-tuned: at each step first the
+    teacher learns from the student as it is, then the student from the teacher that has just learnt (the
+    order of Shi et al. 2021; for Zhang et al. 2018, whose two networks take turns too, either may be first).
+    Other arguments as in distill_by. Leaves the best epoch's weights in student. Returns the Best."""
+    task, device, rules = train.task.name, torch.device(settings.device), train.task.rules
+    method, constants = METHODS[settings.method], settings.constants
+    learner = Trained(teacher, make_optimizer(teacher, settings.teacher_learning_rate, settings))
+
+    def answers(model, batch):
+        logits, pooled = model(task, batch)
+        return Answers(logits, pooled.new_zeros(0, *pooled.shape))
+
+    def step(indices, done):
+        batch = train.batch(indices, device)
+        set_training(teacher, settings.dropout, evaluated=True)  # it was, in phase 1
+        with torch.no_grad():
+            ours = answers(student, batch)
+        teacher_loss = method.teacher_loss(ours, answers(teacher, batch), batch.labels, rules, constants)
+        backward(teacher_loss, teacher, settings.max_grad_norm)
+        apply_gradients(learner.optimizer, settings)
+        with torch.no_grad():
+            theirs = answers(teacher, batch)
+        figures = method.loss(answers(student, batch), theirs, batch.labels, rules, constants, done)
+        return {**figures, "teacher_loss": teacher_loss.detach(),
+                "gradient_norm": backward(figures["loss"], student, settings.max_grad_norm)}
+
+    loop = EpochLoop(phase, student, train, step, settings, evaluator, streams, log,
+                     beside={"teacher": learner})
+    return run_epochs(loop, saver=saver)[0]
 
 
 def distill_by(phase, student, teacher_heads, teacher_outputs, train, settings, evaluator, streams, log,

@@ -36,7 +36,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from baselines import METHODS, BaselineTraining, distill_by
+from baselines import METHODS, BaselineTraining, distill_by, learn_together
 from bookkeeping.checkpoints import Checkpoints, open_checkpoints
 from bookkeeping.errors import InputError, Stopped, TrainingError
 from bookkeeping.export import describe_export, names_of_labels, write_export
@@ -247,18 +247,22 @@ def distil_baseline(lab, name, method, student, nlayers, teacher):
     args, inputs = lab.inputs.args, lab.inputs
     settings = lab.training(BaselineTraining, args.epochs, args.train_dataloader_size, args.learning_rate,
                             method=method, nlayers=nlayers, constants=constants_of(args)[method],
-                            layers=lab.layers_of(method))
+                            layers=lab.layers_of(method), teacher_learning_rate=(
+                                args.teacher_learning_rate if METHODS[method].teacher_loss else 0.0))
     reads = lab.reads("train", teacher=teacher.phase.identity, checkpoint=(
         inputs.checkpoints.student_sha256 if name == method else inputs.checkpoints.teacher_sha256))
     with lab.open(name, distil_baseline, settings, reads) as phase:
         if phase.finished:
             load_weights(student, phase.folder, [inputs.task.name])
         else:
-            outputs = teacher.outputs
-            if METHODS[method].tokens:  # too much to keep by example: the teacher runs at every step
-                outputs = load_encoder(teacher.phase.folder, lab.bf16).to(lab.device)
-            best = distill_by(name, student, teacher.heads, outputs, inputs.data["train"], settings,
-                              **lab.loop(phase, lab.predictor(student)))
+            train, around = inputs.data["train"], lab.loop(phase, lab.predictor(student))
+            if METHODS[method].teacher_loss:  # the teacher learns too: a copy of it
+                best = learn_together(name, student, lab.copy_of_teacher(teacher), train, settings, **around)
+            else:
+                outputs = teacher.outputs
+                if METHODS[method].tokens:  # too much to keep by example: the teacher runs at every step
+                    outputs = load_encoder(teacher.phase.folder, lab.bf16).to(lab.device)
+                best = distill_by(name, student, teacher.heads, outputs, train, settings, **around)
             lab.publish(phase, best, student)
     student.eval()
     return phase
@@ -587,6 +591,14 @@ class Experiment:
         args, inputs = self.inputs.args, self.inputs
         return load_model(inputs.checkpoints.student, inputs.tasks, args.seed, "student", args.nlayers,
                           self.bf16, args.head_dropout).to(self.device)
+
+    def copy_of_teacher(self, teacher):
+        """A Model with the fine-tuned teacher's weights."""
+        args, inputs = self.inputs.args, self.inputs
+        model = load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "teacher", bf16=self.bf16,
+                           head_dropout=args.head_dropout)
+        load_weights(model, teacher.phase.folder, [inputs.task.name])
+        return model.to(self.device)
 
     def alternation(self, teacher, kd_settings, saver):
         """The Alternation, run once."""

@@ -195,7 +195,8 @@ class EpochLoop:
     scalar tensor}, `loss` among them; done: share of all steps that were made, from 0 to 1. log: takes
     event(**values). evaluated: as in Epoch. before: called as an epoch begins. epoch_steps: batches of an
     epoch, where that is not one pass over the split. update: "each_step", or "each_episode", an epoch's
-    gradients summed up as phase 4 may do it (METHOD.md row 12).
+    gradients summed up as phase 4 may do it (METHOD.md row 12). beside: {name: what else steps change}, for
+    the state.
     """
     phase: str
     module: torch.nn.Module
@@ -209,13 +210,15 @@ class EpochLoop:
     before: Callable = lambda: None
     epoch_steps: int | None = None
     update: str = "each_step"
+    beside: dict = field(default_factory=dict)
 
     def new_state(self):
         """What must survive a kill."""
         optimizer = make_optimizer(self.module, self.settings.learning_rate, self.settings)
         return {
             "model": Trained(self.module, optimizer), "streams": self.streams, "best": self.evaluator.best(),
-            "epoch": Epoch(evaluated=self.evaluated), "meter": Meter(self.module), "log": self.log
+            "epoch": Epoch(evaluated=self.evaluated), "meter": Meter(self.module), "log": self.log,
+            **self.beside
         }
 
     def steps(self):

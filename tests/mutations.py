@@ -259,6 +259,11 @@ BASELINES = (
      'ours = F.normalize(learnt["student"](token_mean(student.states, student.mask)), dim=-1)',
      'ours = learnt["student"](token_mean(student.states, student.mask))'),
     ("rail_kd: layers drawn once", "baselines.py", '"rail_kd", "layers", epoch', '"rail_kd", "layers", 0'),
+    ("dml: the divergence turned round", "baselines.py",
+     "rules.loss(teacher.logits, labels) + rules.divergence(student.logits, teacher.logits,",
+     "rules.loss(teacher.logits, labels) + rules.divergence(teacher.logits, student.logits,"),
+    ("prokt: both shares exchanged", "arguments.py", '"prokt": {"ce": 0.6, "soft": 0.4',
+     '"prokt": {"ce": 0.4, "soft": 0.6'),
     ("continuation_kd: psi up to 1", "baselines.py", "else 0.5 * done", "else 1.0 * done"),
 )
 

@@ -21,6 +21,7 @@ BASELINES = {
     "distilbert": {"soft": 5.0, "ce": 2.0, "cosine": 1.0, "temperature": 2.0},
     "rail_kd": {"ce": 1 / 3, "soft": 1 / 3, "layers": 1 / 3, "temperature": 10.0, "width": 128},
     "dml": {"temperature": 1.0}, "prokt": {"ce": 0.6, "soft": 0.4, "temperature": 1.0},
+    "metadistil": {**HINTON, "beta": 100.0, "teacher_rate": 1e-5},
 }
 EXPORTS = ("teacher", "kd", "kd_200", "kd_quiz")
 PHASES = ("teacher", "kd", "meta_teacher")  # where --stop_after may stop; phase 4 ends the run anyway
@@ -233,7 +234,7 @@ def constants_of(args):
             known = [f"{name}.{key}" for name in found for key in found[name]]
             raise InputError(f"argument --baseline_set: {text!r} found, expected METHOD.KEY=VALUE, METHOD.KEY"
                              f" one of {', '.join(known) or 'none, since --baselines names no method'}")
-        kinds = {"steps": COUNT, "width": COUNT, "alpha": SHARE, "temperature": RATE,
+        kinds = {"steps": COUNT, "width": COUNT, "alpha": SHARE, "temperature": RATE, "teacher_rate": RATE,
                  "share": number(float, 0, 1, open_low=True)}
         try:
             found[name][key] = kinds.get(key, number(float, 0))(value)

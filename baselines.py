@@ -11,10 +11,11 @@ scalar}, `loss` among them. For regression the rules put MSE to the label in the
 outputs in the place of a divergence.
 """
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bookkeeping.states import Trained
 from data_utils import seeded_generator
@@ -23,7 +24,9 @@ from meta_policy import (
     Training,
     apply_gradients,
     backward,
+    distillation_loss,
     make_optimizer,
+    pkd_loss,
     run_epochs,
     teacher_layers,
 )
@@ -47,7 +50,8 @@ class Baseline:
     teacher's are more, the epoch's are drawn. tokens: whether it reads the states of all tokens instead, for
     which the teacher runs at every step; teacher_loss(student, teacher, labels, rules, constants): of a
     teacher that learns too, a step of its own before each of the student's; learnt(hidden, constants, seed):
-    modules that are learnt beside the student; assistant: whether the student's teacher is an assistant,
+    modules that are learnt beside the student; from_quiz: whether the teacher learns from what its student
+    makes of quiz; assistant: whether the student's teacher is an assistant,
     halfway between in depth, which the same loss distils from the teacher first."""
     source: str
     loss: Callable
@@ -55,6 +59,7 @@ class Baseline:
     tokens: bool = False
     teacher_loss: Callable | None = None
     learnt: Callable | None = None
+    from_quiz: bool = False
     assistant: bool = False
 
 
@@ -187,6 +192,24 @@ def prokt_of_teacher(student, teacher, labels, rules, constants):
     return constants["ce"] * rules.loss(teacher.logits, labels) + constants["soft"] * soft
 
 
+def patient_kd(student, teacher, labels, rules, constants, done):
+    """MPDistil's phase 2: a soft + (1 - a) CE + b pkd, which is MetaDistil's loss of the student (Zhou et al.
+    2022)."""
+    ce = rules.loss(student.logits, labels)
+    soft = rules.soft_loss(teacher.logits, student.logits, constants["temperature"])
+    pkd = pkd_loss(student.states, teacher.states)
+    loss = distillation_loss(soft, ce, pkd, constants["alpha"], constants["beta"])
+    return {"loss": loss, "ce": ce, "soft": soft, "pkd": pkd}
+
+
+def virtual_step(loss, parameters, rate):
+    """theta - rate * d loss / d theta, with its graph: {name: tensor} of parameters {name: tensor}. Those that
+    the loss does not hang on stay as they are."""
+    gradients = torch.autograd.grad(loss, parameters.values(), create_graph=True, allow_unused=True)
+    return {name: value if gradient is None else value - rate * gradient
+            for (name, value), gradient in zip(parameters.items(), gradients, strict=True)}
+
+
 # --- the table ----------------------------------------------------------------------------------------------
 
 def skipped(depth, nlayers):
@@ -240,6 +263,8 @@ METHODS = {  # their constants: arguments.BASELINES
                         learnt=projections),
     "dml": Baseline("Zhang et al. 2018, arXiv:1706.00384", mutual, teacher_loss=mutual_of_teacher),
     "prokt": Baseline("Shi et al. 2021, arXiv:2107.09305", mutual, teacher_loss=prokt_of_teacher),
+    "metadistil": Baseline("Zhou, Xu and McAuley 2022, arXiv:2106.04570", patient_kd, skipped,
+                           from_quiz=True),
 }
 
 
@@ -285,6 +310,79 @@ def learn_together(phase, student, teacher, train, settings, evaluator, streams,
 
     loop = EpochLoop(phase, student, train, step, settings, evaluator, streams, log,
                      beside={"teacher": learner})
+    return run_epochs(loop, saver=saver)[0]
+
+
+@dataclass
+class QuizPasses:
+    """Batches of quiz, a new pass in random order when one is used up. left: of the pass under way, the next
+    one last."""
+    size: int
+    batch_size: int
+    streams: object
+    left: list = field(default_factory=list)
+
+    def next(self):
+        self.left = self.left or self.streams.batches(self.size, self.batch_size, "quiz")[::-1]
+        return self.left.pop()
+
+    def state_dict(self):
+        return {"left": self.left}
+
+    def load_state_dict(self, state):
+        self.left = state["left"]
+
+
+def quiz_loss(student, teacher, task, batch, quiz_batch, rules, settings):
+    """CE on a quiz batch of the student after a virtual step on a train batch, as a function of the teacher
+    (Zhou et al. 2022): how good a teacher it is. -> scalar with a graph through the step."""
+    method, (ours, theirs) = METHODS[settings.method], settings.layers
+
+    def answers(model, layers):
+        pooled, states = answer_of(model.encoder, batch, [number - 1 for number in layers], False)
+        return Answers(model.heads(task, pooled), states)
+
+    loss = method.loss(answers(student, ours), answers(teacher, theirs), batch.labels, rules,
+                       settings.constants, 0.0)["loss"]
+    virtual = virtual_step(loss, dict(student.named_parameters()), settings.learning_rate)
+    logits, _ = torch.func.functional_call(student, virtual, (task, quiz_batch))
+    return rules.loss(logits, quiz_batch.labels)
+
+
+def learn_to_teach(phase, student, teacher, train, quiz, settings, evaluator, streams, log, saver=None):
+    """MetaDistil: at each step the teacher, a Model that was fine-tuned, learns from quiz_loss; then the
+    student learns from the teacher on the same train batch. Other arguments as in distill_by. Leaves the best
+    epoch's weights in student. Returns the Best."""
+    task, device, rules = train.task.name, torch.device(settings.device), train.task.rules
+    method, (ours, theirs) = METHODS[settings.method], settings.layers
+    learner = Trained(teacher, make_optimizer(teacher, settings.teacher_learning_rate, settings))
+    passes = QuizPasses(len(quiz), settings.batch_size, streams)
+
+    def step(indices, done):
+        batch, quiz_batch = train.batch(indices, device), quiz.batch(passes.next(), device)
+        set_training(teacher, settings.dropout, evaluated=True)  # it was, in phase 1
+        # the fused kernels of attention have no second derivative
+        with sdpa_kernel(SDPBackend.MATH):
+            loss = quiz_loss(student, teacher, task, batch, quiz_batch, rules, settings)
+            weights = [weight for weight in teacher.parameters() if weight.requires_grad]
+            for weight, gradient in zip(weights, torch.autograd.grad(loss, weights, allow_unused=True)):
+                weight.grad = gradient
+        torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
+        apply_gradients(learner.optimizer, settings)
+
+        pooled, states = answer_of(student.encoder, batch, [number - 1 for number in ours], False)
+        with torch.no_grad():
+            of_teacher, teacher_states = answer_of(teacher.encoder, batch, [number - 1 for number in theirs],
+                                                   False)
+            teacher_logits = teacher.heads(task, of_teacher)
+        figures = method.loss(Answers(student.heads(task, pooled), states),
+                              Answers(teacher_logits, teacher_states), batch.labels, rules,
+                              settings.constants, done)
+        return {**figures, "quiz_loss": loss.detach(),
+                "gradient_norm": backward(figures["loss"], student, settings.max_grad_norm)}
+
+    loop = EpochLoop(phase, student, train, step, settings, evaluator, streams, log,
+                     beside={"teacher": learner, "quiz": passes})
     return run_epochs(loop, saver=saver)[0]
 
 

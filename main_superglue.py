@@ -36,7 +36,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from baselines import METHODS, BaselineTraining, distill_by, learn_together
+from baselines import METHODS, BaselineTraining, distill_by, learn_to_teach, learn_together
 from bookkeeping.checkpoints import Checkpoints, open_checkpoints
 from bookkeeping.errors import InputError, Stopped, TrainingError
 from bookkeeping.export import describe_export, names_of_labels, write_export
@@ -244,12 +244,14 @@ def train_baseline(lab, method, teacher):
 
 def distil_baseline(lab, name, method, student, nlayers, teacher):
     """The phase `name`: a method distils a student of so many layers. Returns the finished Phase."""
-    args, inputs = lab.inputs.args, lab.inputs
+    args, inputs, constants = lab.inputs.args, lab.inputs, constants_of(lab.inputs.args)[method]
+    # of a teacher that learns too
+    teacher_rate = args.teacher_learning_rate if METHODS[method].teacher_loss else 0.0
     settings = lab.training(BaselineTraining, args.epochs, args.train_dataloader_size, args.learning_rate,
-                            method=method, nlayers=nlayers, constants=constants_of(args)[method],
-                            layers=lab.layers_of(method), teacher_learning_rate=(
-                                args.teacher_learning_rate if METHODS[method].teacher_loss else 0.0))
-    reads = lab.reads("train", teacher=teacher.phase.identity, checkpoint=(
+                            method=method, nlayers=nlayers, constants=constants, layers=lab.layers_of(method),
+                            teacher_learning_rate=constants.get("teacher_rate", teacher_rate))
+    read = ["train", *["quiz"] * METHODS[method].from_quiz]
+    reads = lab.reads(*read, teacher=teacher.phase.identity, checkpoint=(
         inputs.checkpoints.student_sha256 if name == method else inputs.checkpoints.teacher_sha256))
     with lab.open(name, distil_baseline, settings, reads) as phase:
         if phase.finished:
@@ -257,7 +259,11 @@ def distil_baseline(lab, name, method, student, nlayers, teacher):
         else:
             train, around = inputs.data["train"], lab.loop(phase, lab.predictor(student))
             if METHODS[method].teacher_loss:  # the teacher learns too: a copy of it
-                best = learn_together(name, student, lab.copy_of_teacher(teacher), train, settings, **around)
+                own = lab.copy_of_teacher(teacher)
+                best = learn_together(name, student, own, train, settings, **around)
+            elif METHODS[method].from_quiz:
+                own = lab.copy_of_teacher(teacher)
+                best = learn_to_teach(name, student, own, train, inputs.data["quiz"], settings, **around)
             else:
                 outputs = teacher.outputs
                 if METHODS[method].tokens:  # too much to keep by example: the teacher runs at every step
@@ -563,7 +569,8 @@ class Experiment:
         """How many of the teacher's layers the phases will ask for by example of train."""
         args = self.inputs.args
         asked = [self.compared_layers(args.beta), *(self.layers_of(method)[1] for method in args.baselines
-                                                    if not METHODS[method].tokens)]
+                                                    if not METHODS[method].tokens
+                                                    and not METHODS[method].from_quiz)]
         return max((layer for layers in asked for layer in layers), default=0)
 
     # what the phases work with

@@ -264,6 +264,8 @@ BASELINES = (
      "rules.loss(teacher.logits, labels) + rules.divergence(teacher.logits, student.logits,"),
     ("prokt: both shares exchanged", "arguments.py", '"prokt": {"ce": 0.6, "soft": 0.4',
      '"prokt": {"ce": 0.4, "soft": 0.6'),
+    ("metadistil: a step upwards", "baselines.py", "value - rate * gradient", "value + rate * gradient"),
+    ("metadistil: first order", "baselines.py", "create_graph=True, allow_unused", "allow_unused"),
     ("continuation_kd: psi up to 1", "baselines.py", "else 0.5 * done", "else 1.0 * done"),
 )
 

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -189,18 +190,70 @@ def test_teachers_that_learn_by_hand():
             student, Answers(z, NOTHING), LABELS, CLASSES, BASELINES[method]), logits)
 
 
+def test_a_virtual_step_by_hand():
+    theta, idle = tensor(2.0).requires_grad_(), tensor(7.0).requires_grad_()
+    scale = tensor(3.0).requires_grad_()
+    found = baselines.virtual_step(scale * theta.square().sum(), {"theta": theta, "idle": idle}, 0.1)
+    close(found["theta"], 2 - 0.1 * 3 * 2 * 2)
+    assert found["idle"] is idle
+    found["theta"].sum().backward()  # it goes on to what the loss hangs on
+    close(scale.grad, -0.1 * 2 * 2)
+
+
+def test_how_good_a_teacher_is_against_finite_differences(encoders, data_dir):
+    """The derivative of the quiz loss, through the virtual step, by weights of several of its layers."""
+    import numpy as np
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from transformers import AutoTokenizer
+
+    from data_utils import load_task
+    from models import load_model
+    from tasks import TASKS
+    tokenizer, task = AutoTokenizer.from_pretrained(encoders["bert"]), TASKS["CB"]
+    data = load_task(task, data_dir, tokenizer, 40, 42, 4, ("train", "quiz"))
+    student, teacher = (load_model(encoders["bert"], [task], 1, role, layers).eval().double()
+                        for role, layers in (("student", 2), ("teacher", None)))
+    batch, quiz = data["train"].batch(np.arange(4)), data["quiz"].batch(np.arange(3))
+    settings = SimpleNamespace(method="metadistil", layers=METHODS["metadistil"].layers(4, 2),
+                               constants=BASELINES["metadistil"], learning_rate=0.5)
+
+    def loss():
+        with sdpa_kernel(SDPBackend.MATH):
+            return baselines.quiz_loss(student, teacher, "CB", batch, quiz, CLASSES, settings)
+
+    named = dict(teacher.named_parameters())
+    chosen = ["heads.linear.CB.weight", "encoder.body.encoder.layer.0.output.dense.weight",
+              "encoder.body.embeddings.LayerNorm.bias"]
+    gradients = torch.autograd.grad(loss(), [named[name] for name in chosen])
+    for name, gradient in zip(chosen, gradients):
+        place, size = int(gradient.abs().argmax()), 1e-4
+        at, values = named[name].data.view(-1), []
+        before = at[place].item()
+        for moved in (size, -size):
+            at[place] = before + moved
+            values.append(loss().item())
+        at[place] = before
+        assert gradient.abs().max() > 1e-6
+        close_to = (values[0] - values[1]) / (2 * size)
+        assert gradient.view(-1)[place].item() == pytest.approx(close_to, rel=1e-4), name
+    # a step of size 0 has no teacher in it
+    settings.learning_rate = 0.0
+    assert torch.autograd.grad(loss(), [named[name] for name in chosen])[0].abs().max() == 0
+
+
 def test_the_teacher_of_the_run_stays_as_it_was(command):
     """A method whose teacher learns trains a copy: the rows of the others do not hang on it."""
     flags = dict(nlayers=2, stop_after="kd", learning_rate=1e-3, teacher_learning_rate=1e-2)
-    code, folder = command(folder="a/run", baselines=["dml", "prokt", "hinton_kd"], **flags)
+    learning = ["dml", "prokt", "metadistil"]
+    code, folder = command(folder="a/run", baselines=[*learning, "hinton_kd"], **flags)
     assert code == 0
     code, other = command(folder="b/run", baselines=["hinton_kd"], **flags)
     assert code == 0
     for name in ("teacher", "kd", "hinton_kd"):
         assert weights_of(folder, name) == weights_of(other, name)
-    lines = [line for line in read_lines(folder / "metrics.jsonl") if line["phase"] in ("dml", "prokt")]
-    assert len(lines) == 2 and all(line["teacher_loss"] > 0 for line in lines)
-    assert weights_of(folder, "dml") != weights_of(folder, "prokt")
+    lines = [line for line in read_lines(folder / "metrics.jsonl") if line["phase"] in learning]
+    assert len(lines) == 3 and all(line.get("teacher_loss", line.get("quiz_loss")) > 0 for line in lines)
+    assert len({weights_of(folder, name) for name in learning}) == 3
 
 
 @pytest.mark.parametrize("done", [0.0, 0.4, 0.9])
@@ -305,10 +358,11 @@ def test_all_means_all_and_the_order_is_the_tables():
     assert BASELINES["takd"]["temperature"] == 5.0
 
 
-@pytest.mark.parametrize("method", ["annealing_kd", "takd", "rail_kd", "prokt"])
+@pytest.mark.parametrize("method", ["annealing_kd", "takd", "rail_kd", "prokt", "metadistil"])
 def test_a_killed_method_goes_on_with_the_same_bytes(method, command, monkeypatch):
     """annealing: the loss hangs on how many steps were made; takd: both of its phases; rail_kd: the layers of
-    the epoch, and what is learnt beside the student; prokt: the teacher that learns."""
+    the epoch, and what is learnt beside the student; prokt: the teacher that learns; metadistil:
+    its quiz batches too."""
     flags = dict(baselines=[method], nlayers=2, stop_after="kd", epochs=3, save_seconds=0, learning_rate=1e-3)
     code, whole = command(folder="whole/run", **flags)
     assert code == 0

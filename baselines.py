@@ -203,8 +203,8 @@ def patient_kd(student, teacher, labels, rules, constants, done):
 
 
 def virtual_step(loss, parameters, rate):
-    """theta - rate * d loss / d theta, with its graph: {name: tensor} of parameters {name: tensor}. Those that
-    the loss does not hang on stay as they are."""
+    """theta - rate * d loss / d theta, with its graph: {name: tensor} of parameters {name: tensor}. Those
+    that the loss does not hang on stay as they are."""
     gradients = torch.autograd.grad(loss, parameters.values(), create_graph=True, allow_unused=True)
     return {name: value if gradient is None else value - rate * gradient
             for (name, value), gradient in zip(parameters.items(), gradients, strict=True)}

@@ -3,7 +3,8 @@
 # runs/table_NAME.
 #   scripts/table.sh NAME "FLAGS" DATA_DIR [flags of sweep.py and main_superglue.py ...]
 # Prints the commands; --go runs them, and the same line goes on after an interruption. Flags given replace
-# FLAGS and the others: another encoder (--teacher_model), --seeds, --tasks, --rows, --jobs, --output_dir.
+# FLAGS and the others: another encoder (--teacher_model), --seeds, --tasks, --rows, --jobs, --output_dir; --rates
+# with the records of tune.py; --cluster slurm (docs/CLUSTER.md).
 # Uses $PYTHON, else python3.
 set -euo pipefail
 if [[ $# -lt 3 ]]; then

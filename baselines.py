@@ -51,8 +51,8 @@ class Baseline:
     which the teacher runs at every step; teacher_loss(student, teacher, labels, rules, constants): of a
     teacher that learns too, a step of its own before each of the student's; learnt(hidden, constants, seed):
     modules that are learnt beside the student; from_quiz: whether the teacher learns from what its student
-    makes of quiz; assistant: whether the student's teacher is an assistant,
-    halfway between in depth, which the same loss distils from the teacher first."""
+    makes of quiz; assistant: whether the student's teacher is an assistant, halfway between in depth, which
+    the same loss distils from the teacher first."""
     source: str
     loss: Callable
     layers: Callable = lambda depth, nlayers: ([], [])

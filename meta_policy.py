@@ -319,7 +319,8 @@ def distillation_loop(phase, student, teacher_heads, teacher_outputs, train, set
             else:
                 soft = soft_logits_loss(teacher_logits, outputs)
             if settings.beta > 0:
-                pkd = pkd_loss(states[:-1], teacher_states[[number - 1 for number in settings.compared]])
+                compared = teacher_states[[number - 1 for number in settings.compared]]
+                pkd = pkd_loss(states[:-1], compared)
         loss = distillation_loss(soft, ce, pkd, settings.alpha, settings.beta)
         norm = backward(loss, student, settings.max_grad_norm)
         return {"loss": loss, "ce": ce, "soft": soft, "pkd": pkd, "gradient_norm": norm}

@@ -139,12 +139,9 @@ def stop(folder):
 
 def is_alive(name, path):
     """Whether the process whose id is in the file is there, and is that daemon."""
-    if not path.is_file():
-        return False
-    status = Path("/proc") / path.read_text().strip() / "status"
     try:
-        text = status.read_text()
-    except OSError:
+        text = (Path("/proc") / path.read_text().strip() / "status").read_text()
+    except OSError:  # it is just ending
         return False
     return f"Name:\t{name}" in text and "State:\tZ" not in text
 

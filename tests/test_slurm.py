@@ -88,6 +88,15 @@ def test_without_go_the_script_is_printed(cluster, capsys):
     assert subprocess.run(["bash", "-n"], input=text, text=True).returncode == 0
 
 
+def test_the_shell_scripts_hand_the_cluster_on(tmp_path):
+    done = subprocess.run(["bash", str(ROOT / "scripts" / "table_1a.sh"), "data", "--cluster", "slurm",
+                           "--sbatch", "--partition=gpu --gres=gpu:1 --time=08:00:00"], cwd=tmp_path,
+                          env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --array=0-29\n" in done.stdout  # six tasks, five seeds
+    assert f"--output_dir {tmp_path}/runs/table_1a" in done.stdout and not (tmp_path / "runs").exists()
+
+
 def test_the_script_runs_its_cell(cluster, capsys):
     """What bash makes of it: one process, the words of a cell, quoted folders, the record."""
     line, folder = cluster

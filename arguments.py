@@ -21,6 +21,7 @@ BASELINES = {
     "distilbert": {"soft": 5.0, "ce": 2.0, "cosine": 1.0, "temperature": 2.0},
     "rail_kd": {"ce": 1 / 3, "soft": 1 / 3, "layers": 1 / 3, "temperature": 10.0, "width": 128},
     "dml": {"temperature": 1.0}, "prokt": {"ce": 0.6, "soft": 0.4, "temperature": 1.0},
+    "tinybert": {"share": 0.5}, "minilm": {**HINTON, "share": 0.5},
     "metadistil": {**HINTON, "beta": 100.0, "teacher_rate": 1e-5},
 }
 EXPORTS = ("teacher", "kd", "kd_200", "kd_quiz")

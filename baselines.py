@@ -11,12 +11,14 @@ scalar}, `loss` among them. For regression the rules put MSE to the label in the
 outputs in the place of a divergence.
 """
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from bookkeeping.errors import InputError
 from bookkeeping.states import Trained
 from data_utils import seeded_generator
 from meta_policy import (
@@ -30,17 +32,21 @@ from meta_policy import (
     run_epochs,
     teacher_layers,
 )
-from models import init_linear, set_training
+from models import ATTENTION, init_linear, set_training, watched_attention
 
 
 @dataclass(frozen=True)
 class Answers:
     """What one side says of a batch. logits: (batch, classes); states: [CLS] states of the layers that the
     method asks for, (layers, batch * choices, hidden); or, for a method that reads them, those of all tokens,
-    (layers, batch * choices, tokens, hidden), with mask: (batch * choices, tokens), 1 at real tokens."""
+    (layers, batch * choices, tokens, hidden), with mask: (batch * choices, tokens), 1 at real tokens. scores,
+    values: of the attention in the same layers but the embeddings, (layers, batch * choices, heads, tokens,
+    tokens), before the softmax, and (layers, batch * choices, heads, tokens, width of a head)."""
     logits: torch.Tensor
     states: torch.Tensor
     mask: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    values: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,8 @@ class Baseline:
     """A method. source: its paper; loss(student, teacher, labels, rules, constants, done); layers(depth,
     nlayers): (the student's layers, the teacher's) whose [CLS] states it reads, counted from 1; where the
     teacher's are more, the epoch's are drawn. tokens: whether it reads the states of all tokens instead, for
-    which the teacher runs at every step; teacher_loss(student, teacher, labels, rules, constants): of a
+    which the teacher runs at every step, 0 being the embeddings; attention: whether it reads attention scores
+    and values too; teacher_loss(student, teacher, labels, rules, constants): of a
     teacher that learns too, a step of its own before each of the student's; learnt(hidden, constants, seed):
     modules that are learnt beside the student; from_quiz: whether the teacher learns from what its student
     makes of quiz; assistant: whether the student's teacher is an assistant, halfway between in depth, which
@@ -57,6 +64,7 @@ class Baseline:
     loss: Callable
     layers: Callable = lambda depth, nlayers: ([], [])
     tokens: bool = False
+    attention: bool = False
     teacher_loss: Callable | None = None
     learnt: Callable | None = None
     from_quiz: bool = False
@@ -202,6 +210,54 @@ def patient_kd(student, teacher, labels, rules, constants, done):
     return {"loss": loss, "ce": ce, "soft": soft, "pkd": pkd}
 
 
+def masked_mean(values, mask):
+    """The mean over the places where mask is 1. mask: as values, or to be expanded to their shape."""
+    weights = mask.to(values.dtype).expand(values.shape)
+    return (values * weights).sum() / weights.sum()
+
+
+def tinybert(student, teacher, labels, rules, constants, done, learnt):
+    """In the first part of the training the sum over layers of MSE(A_S, A_T), attention scores, and MSE(W
+    H_S, H_T), states of all tokens, embeddings included, each a mean over real places; then KL(p_T || p_S) at
+    temperature 1 (Jiao et al. 2020). learnt: W, linear."""
+    if done >= constants["share"]:
+        soft = rules.divergence(teacher.logits, student.logits, 1.0)
+        zero = torch.zeros_like(soft)
+        return {"loss": soft, "soft": soft, "attention": zero, "hidden": zero}
+    tokens = student.mask[:, :, None]                                  # (rows, tokens, 1)
+    places = student.mask[:, None, :, None] * student.mask[:, None, None, :]
+    attention = sum(masked_mean((ours - theirs).square(), places)
+                    for ours, theirs in zip(student.scores, teacher.scores, strict=True))
+    hidden = sum(masked_mean((learnt["student"](ours) - theirs).square(), tokens)
+                 for ours, theirs in zip(student.states, teacher.states, strict=True))
+    return {"loss": attention + hidden, "soft": torch.zeros_like(hidden), "attention": attention,
+            "hidden": hidden}
+
+
+def relation_divergence(teacher_scores, student_scores, mask):
+    """KL(softmax of the teacher's scores || of the student's), over real keys, the mean over heads and real
+    queries. Both: (rows, heads, tokens, tokens); mask: (rows, tokens)."""
+    blocked = (mask[:, None, None, :] == 0)
+    ours, theirs = (scores.masked_fill(blocked, torch.finfo(scores.dtype).min).log_softmax(-1)
+                    for scores in (student_scores, teacher_scores))
+    by_query = (theirs.exp() * (theirs - ours)).sum(-1)
+    return masked_mean(by_query, mask[:, None, :])
+
+
+def minilm(student, teacher, labels, rules, constants, done):
+    """In the first part of the training, of the last layers, KL of the attention distributions and KL of the
+    value relations softmax(V V' / sqrt(d)); then hinton_kd (Wang et al. 2020)."""
+    if done >= constants["share"]:
+        found = hinton_kd(student, teacher, labels, rules, constants, done)
+        return {**found, "attention": torch.zeros_like(found["ce"]), "values": torch.zeros_like(found["ce"])}
+    attention = relation_divergence(teacher.scores[-1], student.scores[-1], student.mask)
+    relations = [side.values[-1] @ side.values[-1].transpose(-1, -2) / side.values.shape[-1] ** 0.5
+                 for side in (teacher, student)]
+    values = relation_divergence(*relations, student.mask)
+    zero = torch.zeros_like(values)
+    return {"loss": attention + values, "ce": zero, "soft": zero, "attention": attention, "values": values}
+
+
 def virtual_step(loss, parameters, rate):
     """theta - rate * d loss / d theta, with its graph: {name: tensor} of parameters {name: tensor}. Those
     that the loss does not hang on stay as they are."""
@@ -246,6 +302,18 @@ def projections(hidden, constants, seed):
     return found
 
 
+def embeddings_and_skipped(depth, nlayers):
+    """The embeddings, and every layer of the student against every (N/n)-th of the teacher."""
+    return list(range(nlayers + 1)), [number * depth // nlayers for number in range(nlayers + 1)]
+
+
+def one_projection(hidden, constants, seed):
+    """W: Linear(hidden, hidden)."""
+    found = torch.nn.Linear(hidden, hidden)
+    init_linear(found, seeded_generator(seed, "tinybert"))
+    return torch.nn.ModuleDict({"student": found})
+
+
 def all_of_both(depth, nlayers):
     return list(range(1, nlayers + 1)), list(range(1, depth + 1))
 
@@ -263,9 +331,27 @@ METHODS = {  # their constants: arguments.BASELINES
                         learnt=projections),
     "dml": Baseline("Zhang et al. 2018, arXiv:1706.00384", mutual, teacher_loss=mutual_of_teacher),
     "prokt": Baseline("Shi et al. 2021, arXiv:2107.09305", mutual, teacher_loss=prokt_of_teacher),
+    "tinybert": Baseline("Jiao et al. 2020, arXiv:1909.10351", tinybert, embeddings_and_skipped, tokens=True,
+                         attention=True, learnt=one_projection),
+    "minilm": Baseline("Wang et al. 2020, arXiv:2002.10957", minilm, last_of_both, tokens=True,
+                       attention=True),
     "metadistil": Baseline("Zhou, Xu and McAuley 2022, arXiv:2106.04570", patient_kd, skipped,
                            from_quiz=True),
 }
+
+
+def check_encoders(methods, configs):
+    """InputError unless the encoders have what the methods read. configs: {flag: configuration}."""
+    for method in methods:
+        for flag, config in configs.items():
+            if METHODS[method].attention and config.model_type not in ATTENTION:
+                raise InputError(f"--baselines {method}: it reads attention scores, and those of {flag}'s"
+                                 f" {config.model_type} are not q k / sqrt(d) alone; expected one of"
+                                 f" {', '.join(ATTENTION)}, or leave the method out")
+        heads = {config.num_attention_heads for config in configs.values()}
+        if METHODS[method].attention and len(heads) > 1:
+            raise InputError(f"--baselines {method}: encoders with {' and '.join(map(str, sorted(heads)))}"
+                             " attention heads found, expected as many in both; or leave the method out")
 
 
 # --- the loop -----------------------------------------------------------------------------------------------
@@ -338,12 +424,8 @@ def quiz_loss(student, teacher, task, batch, quiz_batch, rules, settings):
     (Zhou et al. 2022): how good a teacher it is. -> scalar with a graph through the step."""
     method, (ours, theirs) = METHODS[settings.method], settings.layers
 
-    def answers(model, layers):
-        pooled, states = answer_of(model.encoder, batch, [number - 1 for number in layers], False)
-        return Answers(model.heads(task, pooled), states)
-
-    loss = method.loss(answers(student, ours), answers(teacher, theirs), batch.labels, rules,
-                       settings.constants, 0.0)["loss"]
+    loss = method.loss(cls_answers(student, task, batch, ours), cls_answers(teacher, task, batch, theirs),
+                       batch.labels, rules, settings.constants, 0.0)["loss"]
     virtual = virtual_step(loss, dict(student.named_parameters()), settings.learning_rate)
     logits, _ = torch.func.functional_call(student, virtual, (task, quiz_batch))
     return rules.loss(logits, quiz_batch.labels)
@@ -370,13 +452,9 @@ def learn_to_teach(phase, student, teacher, train, quiz, settings, evaluator, st
         torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         apply_gradients(learner.optimizer, settings)
 
-        pooled, states = answer_of(student.encoder, batch, [number - 1 for number in ours], False)
         with torch.no_grad():
-            of_teacher, teacher_states = answer_of(teacher.encoder, batch, [number - 1 for number in theirs],
-                                                   False)
-            teacher_logits = teacher.heads(task, of_teacher)
-        figures = method.loss(Answers(student.heads(task, pooled), states),
-                              Answers(teacher_logits, teacher_states), batch.labels, rules,
+            there = cls_answers(teacher, task, batch, theirs)
+        figures = method.loss(cls_answers(student, task, batch, ours), there, batch.labels, rules,
                               settings.constants, done)
         return {**figures, "quiz_loss": loss.detach(),
                 "gradient_norm": backward(figures["loss"], student, settings.max_grad_norm)}
@@ -401,36 +479,45 @@ def distill_by(phase, student, teacher_heads, teacher_outputs, train, settings, 
         module = torch.nn.ModuleDict({"student": student, **more})
 
     def step(indices, done):
-        batch, places = train.batch(indices, device), [number - 1 for number in theirs]
-        if len(ours) < len(places) and method.tokens:  # this epoch's layers
+        batch, layers = train.batch(indices, device), theirs
+        if len(ours) < len(layers) and method.tokens:  # this epoch's
             epoch = int(done * settings.epochs + 1e-9)
-            places = [places[place] for place in drawn_layers(len(ours), len(places), settings.seed, epoch)]
-        pooled, states = answer_of(student.encoder, batch, [number - 1 for number in ours], method.tokens)
+            layers = [layers[place] for place in drawn_layers(len(ours), len(layers), settings.seed, epoch)]
         with torch.no_grad():
             if method.tokens:
-                teacher_pooled, teacher_states = answer_of(teacher_outputs.eval(), batch, places, True)
+                there = all_answers(teacher_outputs.eval(), teacher_heads.eval(), task, batch, layers,
+                                    method.attention)
             else:
-                teacher_pooled, teacher_states = teacher_outputs.outputs(train, indices,
-                                                                         layers=max(theirs, default=0))
-                teacher_states = teacher_states[places]
-            teacher_logits = teacher_heads.eval()(task, teacher_pooled)
-        mask = batch.attention_mask
-        figures = method.loss(Answers(student.heads(task, pooled), states, mask),
-                              Answers(teacher_logits, teacher_states, mask), batch.labels, rules,
-                              settings.constants, done, **more)
+                pooled, states = teacher_outputs.outputs(train, indices, layers=max(layers, default=0))
+                there = Answers(teacher_heads.eval()(task, pooled), states[[layer - 1 for layer in layers]])
+        if method.tokens:
+            here = all_answers(student.encoder, student.heads, task, batch, ours, method.attention)
+        else:
+            here = cls_answers(student, task, batch, ours)
+        figures = method.loss(here, there, batch.labels, rules, settings.constants, done, **more)
         return {**figures, "gradient_norm": backward(figures["loss"], module, settings.max_grad_norm)}
 
     loop = EpochLoop(phase, module, train, step, settings, evaluator, streams, log)
     return run_epochs(loop, saver=saver)[0]
 
 
-def answer_of(encoder, batch, places, tokens):
-    """pooled, and the states at some places of layers 1..n: (layers, rows, hidden) of [CLS], or of all tokens
-    (layers, rows, tokens, hidden)."""
-    if tokens:
+def cls_answers(model, task, batch, layers):
+    """Answers of a Model with the [CLS] states of some layers, counted from 1."""
+    pooled, states = model.encoder(batch, layers=bool(layers))
+    return Answers(model.heads(task, pooled), states[[layer - 1 for layer in layers]] if layers
+                   else pooled.new_zeros(0, *pooled.shape))
+
+
+def all_answers(encoder, heads, task, batch, layers, attention):
+    """Answers with the states of all tokens of some layers, 0 being the embeddings; attention: and with the
+    scores and values in these layers."""
+    with watched_attention(encoder) if attention else nullcontext() as seen:
         pooled, states = encoder.run(batch, layers=True)
-        if not places:
-            return pooled, pooled.new_zeros(0, *batch.attention_mask.shape, pooled.shape[-1])
-        return pooled, torch.stack([states[place] for place in places])
-    pooled, states = encoder(batch, layers=bool(places))
-    return pooled, states[places] if places else pooled.new_zeros(0, *pooled.shape)
+    states = torch.stack([states[layer] for layer in layers]) if layers else pooled.new_zeros(
+        0, *batch.attention_mask.shape, pooled.shape[-1])
+    more = {}
+    if attention:
+        query, key, values = (torch.stack([seen[part][layer - 1] for layer in layers if layer])
+                              for part in ("query", "key", "value"))
+        more = {"scores": query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5, "values": values}
+    return Answers(heads(task, pooled), states, batch.attention_mask, **more)

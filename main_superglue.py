@@ -36,8 +36,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from baselines import METHODS, BaselineTraining, distill_by, learn_to_teach, learn_together
-from bookkeeping.checkpoints import Checkpoints, open_checkpoints
+from baselines import (
+    METHODS,
+    BaselineTraining,
+    check_encoders,
+    distill_by,
+    learn_to_teach,
+    learn_together,
+)
+from bookkeeping.checkpoints import Checkpoints, load_config, open_checkpoints
 from bookkeeping.errors import InputError, Stopped, TrainingError
 from bookkeeping.export import describe_export, names_of_labels, write_export
 from bookkeeping.files import check_folder, lock
@@ -415,6 +422,8 @@ def read_inputs(args, settings):
     """The Inputs of a run; InputError where something cannot be used."""
     protocol, (task, tasks) = resolve_protocol(args), resolve_tasks(args)
     device, checkpoints = resolve_device(args.device, args.precision), open_checkpoints(args)
+    check_encoders(args.baselines, {"--teacher_model": load_config(checkpoints.teacher, "--teacher_model"),
+                                    "--student_model": load_config(checkpoints.student, "--student_model")})
     data, quiz = load_data(args, task, tasks, checkpoints.tokenizer, protocol)
     check_selection(args.select_on, data)
     return Inputs(args, settings, protocol, task, tasks, checkpoints, data, quiz, device)

@@ -3,6 +3,7 @@ encoder's outputs."""
 import copy
 import inspect
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -156,11 +157,11 @@ class Encoder(nn.Module):
         """pooled: (rows, hidden); with `layers` also the [CLS] states of layers 1..n: (n, rows, hidden), else
         None. hidden_states[0], the embeddings, are left out."""
         pooled, states = self.run(batch, layers)
-        return pooled, torch.stack([tokens[:, 0] for tokens in states]) if layers else None
+        return pooled, torch.stack([tokens[:, 0] for tokens in states[1:]]) if layers else None
 
     def run(self, batch, layers):
-        """pooled: (rows, hidden); with `layers` also the states of all tokens after layers 1..n: a list of
-        (rows, tokens, hidden), else an empty one."""
+        """pooled: (rows, hidden); with `layers` also the states of all tokens, of the embeddings and after
+        layers 1..n: a list of (rows, tokens, hidden), else an empty one."""
         more = {}
         if self.takes_types and batch.token_type_ids is not None:
             more["token_type_ids"] = batch.token_type_ids
@@ -172,7 +173,36 @@ class Encoder(nn.Module):
                             output_hidden_states=layers, **more)
             pooled = out.pooler_output if self.pooler is None else self.pooler(out, batch)
         dtype = self.pooler_weight.dtype
-        return pooled.to(dtype), [states.to(dtype) for states in out.hidden_states[1:]] if layers else []
+        return pooled.to(dtype), [states.to(dtype) for states in out.hidden_states] if layers else []
+
+
+# families whose attention scores are q k / sqrt(d) of these projections, and nothing else
+ATTENTION = {**{family: ("query", "key", "value")
+                for family in ("bert", "roberta", "xlm-roberta", "electra", "albert")},
+             "distilbert": ("q_lin", "k_lin", "v_lin")}
+
+
+@contextmanager
+def watched_attention(encoder):
+    """What an Encoder's attention computes while it runs, for a `with`: {"query", "key", "value": a list with
+    (rows, heads, tokens, width of a head) of each layer}."""
+    config, seen, hooks = encoder.body.config, {"query": [], "key": [], "value": []}, []
+
+    def note(part):
+        def hook(module, given, out):
+            rows, tokens, _ = out.shape
+            seen[part].append(out.to(encoder.pooler_weight.dtype).view(
+                rows, tokens, config.num_attention_heads, -1).transpose(1, 2))
+        return hook
+
+    for part, ending in zip(seen, ATTENTION[config.model_type], strict=True):
+        hooks += [module.register_forward_hook(note(part)) for name, module in encoder.body.named_modules()
+                  if name.rpartition(".")[2] == ending]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class Heads(nn.Module):

@@ -266,6 +266,15 @@ BASELINES = (
      '"prokt": {"ce": 0.4, "soft": 0.6'),
     ("metadistil: a step upwards", "baselines.py", "value - rate * gradient", "value + rate * gradient"),
     ("metadistil: first order", "baselines.py", "create_graph=True, allow_unused", "allow_unused"),
+    ("tinybert: padding counts", "baselines.py",
+     "places = student.mask[:, None, :, None] * student.mask[:, None, None, :]",
+     "places = torch.ones_like(student.mask[:, None, :, None] * student.mask[:, None, None, :])"),
+    ("tinybert: without the embeddings", "baselines.py", "return list(range(nlayers + 1)), [number *",
+     "return list(range(nlayers + 1)), [max(1, number) *"),
+    ("minilm: the divergence turned round", "baselines.py", "(theirs.exp() * (theirs - ours))",
+     "(ours.exp() * (ours - theirs))"),
+    ("minilm: padding is a key", "baselines.py", "blocked = (mask[:, None, None, :] == 0)",
+     "blocked = (mask[:, None, None, :] == 7)"),
     ("continuation_kd: psi up to 1", "baselines.py", "else 0.5 * done", "else 1.0 * done"),
 )
 

@@ -46,8 +46,10 @@ def random_side(layers=2, seed=0, classes=3, tokens=False):
     random = torch.Generator().manual_seed(seed)
     size = (layers, 4, 3, 5) if tokens else (layers, 4, 5)
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]]) if tokens else None
-    return Answers(torch.randn(4, classes, dtype=torch.float64, generator=random),
-                   torch.randn(*size, dtype=torch.float64, generator=random), mask)
+    shapes = (4, classes), size, (layers, 4, 2, 3, 3), (layers, 4, 2, 3, 4)
+    logits, states, scores, values = (torch.randn(*shape, dtype=torch.float64, generator=random)
+                                      for shape in shapes)
+    return Answers(logits, states, mask, scores, values)
 
 
 def test_every_method_has_constants_a_row_and_a_line_in_the_documents():
@@ -163,6 +165,68 @@ def test_what_reads_tokens_by_hand():
     close(alike["layers"], 0)
 
 
+def test_what_reads_attention_by_hand():
+    mask = torch.tensor([[1, 1, 0]])
+    scores = tensor([[1, 2, 50], [3, 4, 60], [7, 7, 7]])[None]              # (1, heads 1, 3, 3)
+    other = tensor([[2, 2, 9], [3, 6, 9], [9, 9, 9]])[None]
+    states = tensor([[1, 0], [0, 1], [9, 9]])[None]                         # (1, tokens 3, hidden 2)
+
+    def side(logits, scores, states):
+        return Answers(logits, torch.stack([states, states]), mask, scores[None], scores[None])
+
+    alike = torch.nn.ModuleDict({"student": torch.nn.Identity()})
+    student, teacher = side(Z_STUDENT[:1], scores, states), side(Z_TEACHER[:1], other, states + 2)
+    found = loss_of("tinybert", student, teacher, LABELS[:1], learnt=alike)
+    close(found["attention"], (1 + 0 + 0 + 4) / 4)                          # real queries and keys alone
+    close(found["hidden"], 2 * 4)                                           # the embeddings and a layer
+    close(found["loss"], found["attention"] + found["hidden"])
+    close(loss_of("tinybert", student, student, LABELS[:1], learnt=alike)["loss"], 0)
+    close(loss_of("tinybert", student, teacher, LABELS[:1], learnt=alike, done=0.5)["loss"],
+          divergence(Z_TEACHER[:1], Z_STUDENT[:1], 1.0).item())
+    ours, theirs = (torch.softmax(values[0, 0, :2, :2], -1) for values in (scores, other))
+    kl = (theirs * (theirs / ours).log()).sum(-1).mean()
+    close(baselines.relation_divergence(other, scores, mask), kl.item())
+    found = loss_of("minilm", student, teacher, LABELS[:1])
+    close(found["attention"], kl.item())
+    relations = [values @ values.transpose(-1, -2) / 3 ** 0.5 for values in (other, scores)]
+    close(found["values"], baselines.relation_divergence(*relations, mask).item())
+    close(loss_of("minilm", student, student, LABELS[:1])["loss"], 0)
+    close(loss_of("minilm", student, teacher, LABELS[:1], done=0.5)["loss"],
+          loss_of("hinton_kd", student, teacher, LABELS[:1])["loss"].item())
+    assert METHODS["tinybert"].layers(12, 6) == (list(range(7)), [0, 2, 4, 6, 8, 10, 12])
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_attention_scores_are_those_of_the_encoder(kind, encoders):
+    """The softmax of what is read, weighting the values, is what the attention hands on."""
+    from models import load_model
+    from tasks import TASKS
+    model = load_model(encoders[kind], [TASKS["CB"]], 1, "teacher").eval()
+    batch = SimpleNamespace(input_ids=torch.randint(5, 60, (2, 7)), token_type_ids=None,
+                            attention_mask=torch.tensor([[1] * 7, [1] * 4 + [0] * 3]))
+    handed, name = [], {"bert": "attention.self", "distilbert": "attention"}[kind]
+    last = {"bert": "attention.output.dense", "distilbert": "attention.out_lin"}[kind]
+    hooks = [module.register_forward_pre_hook(lambda module, given: handed.append(given[0]))
+             for path, module in model.encoder.body.named_modules() if path.endswith(last)]
+    with torch.no_grad():
+        found = baselines.all_answers(model.encoder, model.heads, "CB", batch, [0, 1, 2, 3, 4], True)
+    assert len(hooks) == len(handed) == 4 and found.scores.shape == (4, 2, 2, 7, 7), name
+    blocked = batch.attention_mask[:, None, None, :] == 0
+    for layer in range(4):
+        weights = found.scores[layer].masked_fill(blocked, -1e9).softmax(-1)
+        mixed = (weights @ found.values[layer]).transpose(1, 2).flatten(2)
+        torch.testing.assert_close(mixed, handed[layer], rtol=1e-4, atol=1e-5)
+
+
+def test_a_family_without_such_scores_is_refused(command, encoders, capsys):
+    for method in ("tinybert", "minilm"):
+        code, folder = command(teacher_model=encoders["deberta"], baselines=[method], stop_after="kd")
+        error = capsys.readouterr().err
+        assert code == 2 and f"--baselines {method}: it reads attention scores" in error
+        assert not folder.exists()
+        assert "deberta-v2 are not q k / sqrt(d) alone" in error and error.count("\n") == 1
+
+
 def test_layers_that_are_drawn_by_hand():
     draws = [baselines.drawn_layers(2, 5, seed, epoch) for seed in (1, 2) for epoch in range(20)]
     assert all(len(set(draw)) == 2 and draw == sorted(draw) and set(draw) <= set(range(5)) for draw in draws)
@@ -267,10 +331,12 @@ def test_gradients_against_finite_differences(method, done):
         logits, states = 3 * student.logits, student.states
         logits.requires_grad_(), states.requires_grad_()
 
-        def loss(logits, states, mask=student.mask, there=there, labels=labels, rules=rules):
-            return loss_of(method, Answers(logits, states, mask), there, labels, rules, done)["loss"]
+        def loss(logits, states, scores, values, mask=student.mask, there=there, labels=labels, rules=rules):
+            given = Answers(logits, states, mask, scores, values)
+            return loss_of(method, given, there, labels, rules, done)["loss"]
 
-        assert torch.autograd.gradcheck(loss, (logits, states))
+        scores, values = student.scores.requires_grad_(), student.values.requires_grad_()
+        assert torch.autograd.gradcheck(loss, (logits, states, scores, values))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -280,7 +346,8 @@ def test_the_order_of_examples_does_not_count(method):
     labels, order = torch.tensor([0, 2, 1, 1]), torch.tensor([2, 0, 3, 1])
 
     def turned(side):
-        return Answers(side.logits[order], side.states[:, order], side.mask[order] if tokens else None)
+        return Answers(side.logits[order], side.states[:, order], side.mask[order] if tokens else None,
+                       side.scores[:, order], side.values[:, order])
 
     for done in (0.0, 0.5, 0.9):
         close(loss_of(method, turned(student), turned(teacher), labels[order], done=done)["loss"],
@@ -358,7 +425,7 @@ def test_all_means_all_and_the_order_is_the_tables():
     assert BASELINES["takd"]["temperature"] == 5.0
 
 
-@pytest.mark.parametrize("method", ["annealing_kd", "takd", "rail_kd", "prokt", "metadistil"])
+@pytest.mark.parametrize("method", ["annealing_kd", "takd", "rail_kd", "prokt", "metadistil", "tinybert"])
 def test_a_killed_method_goes_on_with_the_same_bytes(method, command, monkeypatch):
     """annealing: the loss hangs on how many steps were made; takd: both of its phases; rail_kd: the layers of
     the epoch, and what is learnt beside the student; prokt: the teacher that learns; metadistil:
@@ -402,15 +469,15 @@ def test_padding_changes_nothing(encoders, data_dir):
         split = load_task(TASKS["CB"], data_dir, tokenizer, 90, 42, 4, ("dev",), padding=padding)["dev"]
         batch = split.batch(np.arange(5))
         for method in METHODS:
+            (ours, theirs), kind = METHODS[method].layers(4, 2), METHODS[method]
             given = []
-            for model, layers in zip((student, teacher), METHODS[method].layers(4, 2)):
-                places = [number - 1 for number in layers][:2]
+            for model, layers in ((student, ours), (teacher, theirs[:1] if method == "rail_kd" else theirs)):
                 with torch.no_grad():
-                    pooled, states = baselines.answer_of(model.encoder, batch, places, METHODS[method].tokens)
-                    given.append(Answers(model.heads("CB", pooled).double(), states.double(),
-                                         batch.attention_mask))
-            if method == "rail_kd":
-                given[1] = Answers(given[1].logits, given[1].states[:1], batch.attention_mask)
+                    answers = (baselines.all_answers(model.encoder, model.heads, "CB", batch, layers,
+                                                     kind.attention) if kind.tokens else
+                               baselines.cls_answers(model, "CB", batch, layers))
+                given.append(Answers(*(part if part is None or not part.is_floating_point()
+                                       else part.double() for part in vars(answers).values())))
             found[method, padding] = loss_of(method, *given, batch.labels, done=0.3)["loss"].item()
     assert batch.input_ids.shape[1] == 90
     for method in METHODS:

@@ -176,9 +176,9 @@ def build_parser():
          help="longest time between two saves of an unfinished phase; it is also saved at ends of epochs "
               "and episodes, where that takes less than 1%% of the time")
     flag("--stop_after", choices=PHASES, help="end the run after this phase")
-    flag("--export", nargs="+", choices=EXPORTS, default=[], metavar="ROW",
+    flag("--export", nargs="+", choices=(*EXPORTS, *BASELINES), default=[], metavar="ROW",
          help="also write these rows to models/<row>, as plain transformers opens them: "
-              f"{', '.join(EXPORTS)} (models/student, the last row's, is always written)")
+              f"{', '.join(EXPORTS)} or of --baselines (models/student, the last row's, is always written)")
     flag("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
     flag("--precision", choices=("fp32", "bf16"), default="fp32",
          help="of the encoders' arithmetic; weights stay float32")
@@ -209,9 +209,11 @@ def parse_arguments(argv=None):
             "argument --fresh: found together with --phase_dir; a fresh run keeps its phases in its own"
             " folder, so leave one of the two out")
     for row in args.export:
-        if row in ("kd_200", "kd_quiz") and not getattr(args, row):
+        if row in ("kd_200", "kd_quiz") and not getattr(args, row) or row in BASELINES and (
+                row not in args.baselines):
+            flag = f"--baselines {row}" if row in BASELINES else f"--{row}"
             build_parser().error(
-                f"argument --export: {row} found, which this run does not train; give --{row} too")
+                f"argument --export: {row} found, which this run does not train; give {flag} too")
     if args.output_dir is None:
         changes = "".join(f"-{change}" for change in args.set)
         name = f"{args.protocol}{changes}-{loss_name(args)}-{args.reward_function}-{args.curriculum}"

@@ -348,10 +348,22 @@ def check_encoders(methods, configs):
                 raise InputError(f"--baselines {method}: it reads attention scores, and those of {flag}'s"
                                  f" {config.model_type} are not q k / sqrt(d) alone; expected one of"
                                  f" {', '.join(ATTENTION)}, or leave the method out")
-        heads = {config.num_attention_heads for config in configs.values()}
-        if METHODS[method].attention and len(heads) > 1:
+        heads = {config.num_attention_heads for config in configs.values() if METHODS[method].attention}
+        if len(heads) > 1:
             raise InputError(f"--baselines {method}: encoders with {' and '.join(map(str, sorted(heads)))}"
                              " attention heads found, expected as many in both; or leave the method out")
+
+
+class WithLearnt(torch.nn.Module):
+    """A student, and what is learnt beside it; its heads are the student's (models.set_training)."""
+
+    def __init__(self, student, learnt):
+        super().__init__()
+        self.student, self.learnt = student, learnt
+
+    @property
+    def heads(self):
+        return self.student.heads
 
 
 # --- the loop -----------------------------------------------------------------------------------------------
@@ -388,8 +400,8 @@ def learn_together(phase, student, teacher, train, settings, evaluator, streams,
         teacher_loss = method.teacher_loss(ours, answers(teacher, batch), batch.labels, rules, constants)
         backward(teacher_loss, teacher, settings.max_grad_norm)
         apply_gradients(learner.optimizer, settings)
-        with torch.no_grad():
-            theirs = answers(teacher, batch)
+        with torch.no_grad():  # what the student learns from has no dropout, as in all other rows
+            theirs = answers(teacher.eval(), batch)
         figures = method.loss(answers(student, batch), theirs, batch.labels, rules, constants, done)
         return {**figures, "teacher_loss": teacher_loss.detach(),
                 "gradient_norm": backward(figures["loss"], student, settings.max_grad_norm)}
@@ -452,8 +464,8 @@ def learn_to_teach(phase, student, teacher, train, quiz, settings, evaluator, st
         torch.nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         apply_gradients(learner.optimizer, settings)
 
-        with torch.no_grad():
-            there = cls_answers(teacher, task, batch, theirs)
+        with torch.no_grad():  # without dropout, as in all other rows
+            there = cls_answers(teacher.eval(), task, batch, theirs)
         figures = method.loss(cls_answers(student, task, batch, ours), there, batch.labels, rules,
                               settings.constants, done)
         return {**figures, "quiz_loss": loss.detach(),
@@ -476,7 +488,7 @@ def distill_by(phase, student, teacher_heads, teacher_outputs, train, settings, 
         with torch.random.fork_rng(devices=[]):
             learnt = method.learnt(student.state_predictor.in_features, settings.constants, settings.seed)
         more = {"learnt": learnt.to(device)}
-        module = torch.nn.ModuleDict({"student": student, **more})
+        module = WithLearnt(student, learnt)
 
     def step(indices, done):
         batch, layers = train.batch(indices, device), theirs

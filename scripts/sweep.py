@@ -27,7 +27,7 @@ import lib.local
 import lib.slurm
 from lib.commands import exit_code
 from lib.cost import estimate
-from lib.jobs import plan
+from lib.jobs import plan, without_flag
 from lib.rates import RATES_FILE, read_rates, words_of
 from lib.rows import ALIASES, LEARNING_SET, ROWS, find_rows
 
@@ -117,7 +117,7 @@ def parse(argv=None):
 def leave_out(args, more):
     """Take rows that the protocol cannot have off those that an alias stands for, and say so. A row that is
     named is refused by plan."""
-    words = ["--task", args.tasks[0], "--data_dir", args.data_dir, *more]
+    words = ["--task", args.tasks[0], "--data_dir", args.data_dir, *without_flag(more, "--baseline_set")[0]]
     try:
         resolve_protocol(parse_arguments([*words, "--set", *LEARNING_SET]))
     except InputError as error:

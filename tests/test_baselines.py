@@ -3,6 +3,7 @@ line, killed and gone on with."""
 import json
 import math
 import re
+from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -227,6 +228,17 @@ def test_a_family_without_such_scores_is_refused(command, encoders, capsys):
         assert "deberta-v2 are not q k / sqrt(d) alone" in error and error.count("\n") == 1
 
 
+def test_what_is_learnt_beside_a_student_does_not_change_its_dropout(encoders):
+    from models import load_model, set_training
+    from tasks import TASKS
+    student = load_model(encoders["bert"], [TASKS["CB"]], 1, "student", 2)
+    module = baselines.WithLearnt(student, baselines.one_projection(16, {}, 1))
+    set_training(module, "until_first_evaluation", evaluated=False)
+    assert not student.encoder.training and student.heads.training
+    set_training(module, "training", evaluated=True)
+    assert student.encoder.training
+
+
 def test_layers_that_are_drawn_by_hand():
     draws = [baselines.drawn_layers(2, 5, seed, epoch) for seed in (1, 2) for epoch in range(20)]
     assert all(len(set(draw)) == 2 and draw == sorted(draw) and set(draw) <= set(range(5)) for draw in draws)
@@ -303,6 +315,51 @@ def test_how_good_a_teacher_is_against_finite_differences(encoders, data_dir):
     # a step of size 0 has no teacher in it
     settings.learning_rate = 0.0
     assert torch.autograd.grad(loss(), [named[name] for name in chosen])[0].abs().max() == 0
+
+
+@pytest.mark.parametrize("method", ["dml", "prokt", "metadistil"])
+def test_a_teacher_that_learns_makes_adamws_first_step(method, encoders, data_dir, monkeypatch):
+    """A step of the loop: the teacher goes by its rate against the sign of its gradient, and the student is
+    then taught by the teacher as it is afterwards."""
+    from contextlib import nullcontext
+    from unittest.mock import MagicMock
+
+    from transformers import AutoTokenizer
+
+    from data_utils import RandomStreams, load_task
+    from meta_policy import Evaluator
+    from models import load_model, predict
+    from tasks import TASKS
+    tokenizer, task = AutoTokenizer.from_pretrained(encoders["bert"]), TASKS["CB"]
+    data = load_task(task, data_dir, tokenizer, 40, 42, 4, ("train", "quiz", "dev"))
+    student, teacher = (load_model(encoders["bert"], [task], 1, role, layers)
+                        for role, layers in (("student", 2), ("teacher", None)))
+    settings = baselines.BaselineTraining(
+        epochs=1, batch_size=len(data["train"]), learning_rate=1.0, weight_decay=0.0, max_grad_norm=1e9,
+        head_dropout=0.0, seed=1, select_on="dev", eval_batch_size=16, device="cpu", precision="fp32",
+        dropout="training", weight_decay_on="matrices", selection="main_metric", data_order="own_generators",
+        zero_grad="none", method=method, nlayers=2, constants=BASELINES[method],
+        layers=list(METHODS[method].layers(4, 2)), teacher_learning_rate=1e-2)
+    bias = teacher.heads.linear["CB"].bias
+    before, seen = bias.detach().clone(), []
+    real = METHODS[method].loss
+
+    def loss(student, teacher, *given):
+        seen.append(teacher.logits.detach().clone())
+        return real(student, teacher, *given)
+
+    monkeypatch.setitem(METHODS, method, replace(METHODS[method], loss=loss))
+    log = SimpleNamespace(event=lambda **_: None, progress=lambda *_: nullcontext(MagicMock()))
+    more = (data["train"],) if METHODS[method].teacher_loss else (data["train"], data["quiz"])
+    run = baselines.learn_together if METHODS[method].teacher_loss else baselines.learn_to_teach
+    run("x", student, teacher, *more, settings,
+        Evaluator(lambda split: predict(student, split, 16, "cpu"), {"dev": data["dev"]}, "dev",
+                  "main_metric"), RandomStreams(1, "x", "own_generators"), log)
+    # far from AdamW's eps: metadistil's gradient has the student's rate as a factor, which is large here
+    torch.testing.assert_close((bias - before).abs(), torch.full_like(before, 1e-2), rtol=1e-3, atol=0)
+    # what taught the student last are the logits of the teacher as it is now, on the same examples
+    logits = predict(teacher, data["train"], 16, "cpu")
+    torch.testing.assert_close(seen[-1].sort(0).values, logits.sort(0).values, rtol=1e-3, atol=1e-4)
 
 
 def test_the_teacher_of_the_run_stays_as_it_was(command):

@@ -129,6 +129,11 @@ def test_methods_to_compare_with_are_rows_of_the_first_run(capsys):
     assert command[place + 1:place + 3] == ["hinton_kd", "takd"] and value(command, "--stop_after") == "kd"
     first, *rest = printed(capsys, "--tasks", "CB", "--rows", "uniform", "baselines")
     assert len(first[first.index("--baselines") + 1:]) > 7
+    first, *_ = printed(capsys, "--tasks", "CB", "--rows", "uniform", "takd", "--baseline_set",
+                        "takd.alpha=1", "takd.temperature=2", "--learning_rate", "1e-4")
+    place = first.index("--baseline_set")
+    assert first[place + 1:place + 3] == ["takd.alpha=1", "takd.temperature=2"]
+    assert value(first, "--learning_rate") == "1e-4"
     others = [*rest, *printed(capsys, "--tasks", "CB")]  # not in `all`
     assert all("--baselines" not in words for words in others)
 

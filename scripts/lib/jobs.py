@@ -99,12 +99,23 @@ def absolute_encoders(words):
     return made
 
 
+def without_flag(words, flag):
+    """(the words without a flag that takes several values, the flag with all its values)."""
+    rest, taken, inside = [], [], False
+    for word in words:
+        inside = word == flag or inside and not word.startswith("--")
+        (taken if inside else rest).append(word)
+    return rest, taken
+
+
 def plan(tasks, seeds, rows, output_dir, data_dir, more, rates=None):
     """The Jobs that the rows need, a seed after the other, each after the one whose phases it shares. All
     paths in their flags are absolute. rates: {task: words of its runs' commands}. InputError where flags
     contradict each other."""
     more, output_dir = absolute_encoders(more), Path(os.path.abspath(output_dir))
     data_dir = data_dir if data_dir == "hub" else os.path.abspath(data_dir)
+
+    more, constants = without_flag(more, "--baseline_set")
 
     def parse(task, words):
         words = ["--task", task, "--data_dir", data_dir, *more, *(rates or {}).get(task, ()), *words]
@@ -143,8 +154,9 @@ def plan(tasks, seeds, rows, output_dir, data_dir, more, rates=None):
         for task in tasks:
             shared = {}
             for loss in losses:
-                words = ["--use_comp_loss"] if loss == "com" else [
-                    *(f"--{flag}" for flag in controls), *["--baselines", *methods] * bool(methods)]
+                words = ["--use_comp_loss"] if loss == "com" else [f"--{flag}" for flag in controls]
+                if methods and loss == "col":
+                    words += ["--baselines", *methods, *constants]
                 stop = "meta_teacher" if last == "phase 4" or loss == "com" else last
                 name = "-".join([loss, "shared", *[*controls, *methods] * (loss == "col")])
                 shared[loss] = add(task, seed, [*words, "--stop_after", stop], name, kind=f"shared {loss}",

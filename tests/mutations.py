@@ -19,8 +19,8 @@ ROOT, WORKERS = Path(__file__).parents[1], 2
 REPLAY = (  # what is changed, file, text found there exactly once, text put in its place
     ("PKD matches teacher layers 2..n", "models.py", "states[:layers].transpose",
      "states[1:layers + 1].transpose"),
-    ("PKD matches layers in another order", "meta_policy.py", "pkd_loss(states, ",
-     "pkd_loss(states.roll(1, 0), "),
+    ("PKD matches layers in another order", "meta_policy.py", "pkd_loss(states[:-1], ",
+     "pkd_loss(states[:-1].roll(1, 0), "),
     ("PKD without normalisation", "meta_policy.py",
      "F.mse_loss(F.normalize(student_states, dim=-1), F.normalize(teacher_states, dim=-1))",
      "F.mse_loss(student_states, teacher_states)"),

@@ -259,8 +259,7 @@ def with_defaults(settings):
     made = {**usual, **settings}
     made["policy_learning_rate"] = made["policy_learning_rate"] or made["meta_learning_rate"]
     if "protocol_choices" in made:
-        readings = {f.name: f.default for f in fields(Protocol) if f.metadata["released"] == f.default}
-        made["protocol_choices"] = {**readings, **made["protocol_choices"]}
+        made["protocol_choices"] = {**READINGS, **made["protocol_choices"]}
     return made
 
 
@@ -318,6 +317,7 @@ PROTOCOLS = {"paper": Protocol(),
              "released": Protocol(**{f.name: f.metadata["released"] for f in fields(Protocol)})}
 
 
+READINGS = {f.name: f.default for f in fields(Protocol) if f.metadata["released"] == f.default}
 # what reward_of=improvement needs (METHOD.md row 28)
 OF_IMPROVEMENT = {"reward_weights": "after_update", "student_update": "each_step", "credit": "same_step",
                   "dropout": "training"}
@@ -327,7 +327,6 @@ def resolve_protocol(args):
     """The Protocol of --protocol with the NAME=VALUE overrides of --set. InputError where other flags
     contradict it."""
     values = {f.name: f.metadata["values"] for f in fields(Protocol)}
-    readings = [f.name for f in fields(Protocol) if f.metadata["released"] == f.default]
     changes = {}
     for text in args.set:
         key, _, value = text.partition("=")
@@ -335,7 +334,7 @@ def resolve_protocol(args):
             raise InputError(
                 f"--set {text}: {key!r} found, expected NAME=VALUE with NAME one of {', '.join(values)}")
         if value not in values[key]:
-            first, second = ("the default", "its other reading") if key in readings else ("paper", "released")
+            first, second = ("the default", "its other reading") if key in READINGS else ("paper", "released")
             raise InputError(f"--set {text}: {value!r} found, expected {key}={values[key][0]} ({first}) or"
                              f" {key}={values[key][1]} ({second})")
         changes[key] = value

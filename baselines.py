@@ -55,11 +55,11 @@ class Baseline:
     nlayers): (the student's layers, the teacher's) whose [CLS] states it reads, counted from 1; where the
     teacher's are more, the epoch's are drawn. tokens: whether it reads the states of all tokens instead, for
     which the teacher runs at every step, 0 being the embeddings; attention: whether it reads attention scores
-    and values too; teacher_loss(student, teacher, labels, rules, constants): of a
-    teacher that learns too, a step of its own before each of the student's; learnt(hidden, constants, seed):
-    modules that are learnt beside the student; from_quiz: whether the teacher learns from what its student
-    makes of quiz; assistant: whether the student's teacher is an assistant, halfway between in depth, which
-    the same loss distils from the teacher first."""
+    and values too; teacher_loss(student, teacher, labels, rules, constants): of a teacher that learns too, a
+    step of its own before each of the student's; learnt(hidden, constants, seed): modules that are learnt
+    beside the student; from_quiz: whether the teacher learns from what its student makes of quiz; assistant:
+    whether the student's teacher is an assistant, halfway between in depth, which the same loss distils from
+    the teacher first."""
     source: str
     loss: Callable
     layers: Callable = lambda depth, nlayers: ([], [])
@@ -141,6 +141,12 @@ def continuation_kd(student, teacher, labels, rules, constants, done):
     return {"loss": psi * ce + (1 - psi) * soft, "ce": ce, "soft": soft}
 
 
+def masked_mean(values, mask):
+    """The mean over the places where mask is 1. mask: as values, or to be expanded to their shape."""
+    weights = mask.to(values.dtype).expand(values.shape)
+    return (values * weights).sum() / weights.sum()
+
+
 def token_mean(states, mask):
     """The mean over the real tokens. (layers, rows, tokens, hidden), (rows, tokens) -> (layers, rows,
     hidden)."""
@@ -151,9 +157,7 @@ def token_mean(states, mask):
 def cosine_distance(student_states, teacher_states, mask):
     """1 - cos, the mean over the real tokens of all rows (Sanh et al. 2019). Both: (layers, rows, tokens,
     hidden)."""
-    weights = mask.to(student_states.dtype).expand(student_states.shape[:-1])
-    distances = 1 - F.cosine_similarity(student_states, teacher_states, dim=-1)
-    return (distances * weights).sum() / weights.sum()
+    return masked_mean(1 - F.cosine_similarity(student_states, teacher_states, dim=-1), mask)
 
 
 def distilbert(student, teacher, labels, rules, constants, done):
@@ -208,12 +212,6 @@ def patient_kd(student, teacher, labels, rules, constants, done):
     pkd = pkd_loss(student.states, teacher.states)
     loss = distillation_loss(soft, ce, pkd, constants["alpha"], constants["beta"])
     return {"loss": loss, "ce": ce, "soft": soft, "pkd": pkd}
-
-
-def masked_mean(values, mask):
-    """The mean over the places where mask is 1. mask: as values, or to be expanded to their shape."""
-    weights = mask.to(values.dtype).expand(values.shape)
-    return (values * weights).sum() / weights.sum()
 
 
 def tinybert(student, teacher, labels, rules, constants, done, learnt):

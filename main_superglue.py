@@ -422,8 +422,10 @@ def read_inputs(args, settings):
     """The Inputs of a run; InputError where something cannot be used."""
     protocol, (task, tasks) = resolve_protocol(args), resolve_tasks(args)
     device, checkpoints = resolve_device(args.device, args.precision), open_checkpoints(args)
-    check_encoders(args.baselines, {"--teacher_model": load_config(checkpoints.teacher, "--teacher_model"),
-                                    "--student_model": load_config(checkpoints.student, "--student_model")})
+    if args.baselines:
+        check_encoders(args.baselines, {
+            "--teacher_model": load_config(checkpoints.teacher, "--teacher_model"),
+            "--student_model": load_config(checkpoints.student, "--student_model")})
     data, quiz = load_data(args, task, tasks, checkpoints.tokenizer, protocol)
     check_selection(args.select_on, data)
     return Inputs(args, settings, protocol, task, tasks, checkpoints, data, quiz, device)

@@ -30,15 +30,12 @@ KEYS = ("run", "task", "tasks", "seed", "curriculum", "choices", "rate", "steps"
         "action", "by_task", "moved", "dev")
 
 
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def analyse(folder, replays):
     """The record of a finished run: a JSON object with KEYS. InputError where its trajectories lack what is
     needed."""
     # here: torch and the project's own loop take seconds, and a record needs neither
     from lib import policy_analysis as analysis
+    from lib.run_records import read_lines
     way_out = f"give finished runs of main_superglue.py, or remove {folder}"
     result, args = read_record(folder / "result.json", way_out), read_json(folder / "args.json", way_out)
     args, lines = with_defaults(args), read_lines(folder / "trajectories.jsonl")

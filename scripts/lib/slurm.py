@@ -201,30 +201,35 @@ def states_of(cells, root, elements):
     found = in_queue(cells, root, elements)
     found |= {cell.name: State("finished" if cell.finished() else "missing") for cell in cells
               if cell.name not in found}
-    for folder in sorted(path.parent for path in root.glob("*/cells.json")):  # the newest submission last
-        for number, cell in enumerate(read_json(folder / "cells.json", f"remove {folder}")["cells"]):
-            before = found.get(cell["name"])
-            if before and before.kind not in ("finished", "queued", "running"):
-                found[cell["name"]] = left_behind(folder, number)
+    for folder, number, cell in submitted(root):
+        before = found.get(cell["name"])
+        if before and before.kind not in ("finished", "queued", "running"):
+            found[cell["name"]] = left_behind(folder, number)
     return found
+
+
+def submitted(root):
+    """(folder, number, cell) of every element that was ever submitted, the newest submission last."""
+    for folder in sorted(path.parent for path in root.glob("*/cells.json")):
+        for number, cell in enumerate(read_json(folder / "cells.json", f"remove {folder}")["cells"]):
+            yield folder, number, cell
 
 
 def in_queue(cells, root, elements):
     """{cell's name: State} of those that are in the queue; arguments as in states_of. Their folders are not
     looked into, since they are being written to."""
     found, wanted = {}, {cell.name: cell.command for cell in cells}
-    for folder in sorted(path.parent for path in root.glob("*/cells.json")):
-        for number, cell in enumerate(read_json(folder / "cells.json", f"remove {folder}")["cells"]):
-            element, command = elements.get((job_name(folder), str(number))), wanted.get(cell["name"])
-            if element is None or command is None:
-                continue
-            if command != cell["command"]:
-                raise InputError(
-                    f"--output_dir: {cell['name']} is in the queue as {element[0]}, with other flags"
-                    f" ({differing(cell['command'], command)}): two jobs must not work in one folder."
-                    f" Wait for it, end it by `scancel {element[0]}`, or give another --output_dir")
-            kind = "queued" if element[1] in ("PENDING", "REQUEUED") else "running"
-            found[cell["name"]] = State(kind, element[0], "" if element[2] == "None" else element[2])
+    for folder, number, cell in submitted(root):
+        element, command = elements.get((job_name(folder), str(number))), wanted.get(cell["name"])
+        if element is None or command is None:
+            continue
+        if command != cell["command"]:
+            raise InputError(
+                f"--output_dir: {cell['name']} is in the queue as {element[0]}, with other flags"
+                f" ({differing(cell['command'], command)}): two jobs must not work in one folder. Wait for"
+                f" it, end it by `scancel {element[0]}`, or give another --output_dir")
+        kind = "queued" if element[1] in ("PENDING", "REQUEUED") else "running"
+        found[cell["name"]] = State(kind, element[0], "" if element[2] == "None" else element[2])
     return found
 
 

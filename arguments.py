@@ -23,6 +23,7 @@ BASELINES = {
     "dml": {"temperature": 1.0}, "prokt": {"ce": 0.6, "soft": 0.4, "temperature": 1.0},
     "tinybert": {"share": 0.5}, "minilm": {**HINTON, "share": 0.5},
     "metadistil": {**HINTON, "beta": 100.0, "teacher_rate": 1e-5},
+    "theseus": {"start": 0.3, "share": 0.5},
 }
 EXPORTS = ("teacher", "kd", "kd_200", "kd_quiz")
 PHASES = ("teacher", "kd", "meta_teacher")  # where --stop_after may stop; phase 4 ends the run anyway
@@ -238,7 +239,7 @@ def constants_of(args):
             raise InputError(f"argument --baseline_set: {text!r} found, expected METHOD.KEY=VALUE, METHOD.KEY"
                              f" one of {', '.join(known) or 'none, since --baselines names no method'}")
         kinds = {"steps": COUNT, "width": COUNT, "alpha": SHARE, "temperature": RATE, "teacher_rate": RATE,
-                 "share": number(float, 0, 1, open_low=True)}
+                 "start": SHARE, "share": number(float, 0, 1, open_low=True)}
         try:
             found[name][key] = kinds.get(key, number(float, 0))(value)
         except argparse.ArgumentTypeError as error:

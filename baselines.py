@@ -32,7 +32,15 @@ from meta_policy import (
     run_epochs,
     teacher_layers,
 )
-from models import ATTENTION, init_linear, set_training, watched_attention
+from models import (
+    ATTENTION,
+    STACKED,
+    init_linear,
+    set_training,
+    stack_of,
+    watched_attention,
+    with_layers,
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,8 @@ class Baseline:
     step of its own before each of the student's; learnt(hidden, constants, seed): modules that are learnt
     beside the student; from_quiz: whether the teacher learns from what its student makes of quiz; assistant:
     whether the student's teacher is an assistant, halfway between in depth, which the same loss distils from
-    the teacher first."""
+    the teacher first; replaces: whether the student starts as the fine-tuned teacher's first layers and its
+    layers replace the teacher's within one network, whose answers are the loss's `student`."""
     source: str
     loss: Callable
     layers: Callable = lambda depth, nlayers: ([], [])
@@ -69,6 +78,29 @@ class Baseline:
     learnt: Callable | None = None
     from_quiz: bool = False
     assistant: bool = False
+    replaces: bool = False
+
+    @property
+    def teacher_learns(self):
+        return bool(self.teacher_loss) or self.from_quiz
+
+    @property
+    def teacher_copies(self):
+        """How many times the teacher's weights are in memory while the method trains: with their gradients
+        and AdamW's moments where they learn, once where they run at every step, else not at all."""
+        return 4 if self.teacher_learns else int(self.tokens or self.replaces)
+
+    def passes(self, constants):
+        """(the student's, the teacher's) passes over the batch of a step, a backward pass counted as two
+        forward ones; of what is drawn the mean; about, where a step is of second order."""
+        if self.from_quiz:  # through a virtual step and a quiz batch, both ways, then kd's step
+            return 13, 4
+        if self.teacher_loss:
+            return 4, 4
+        if self.replaces:  # of the teacher's layers forward and backward, without gradients of weights
+            of_teacher = (1 - constants["start"]) * constants["share"] / 2
+            return 3 * (1 - of_teacher), 2 * of_teacher
+        return 3, int(self.tokens)
 
 
 # --- losses -------------------------------------------------------------------------------------------------
@@ -256,6 +288,27 @@ def minilm(student, teacher, labels, rules, constants, done):
     return {"loss": attention + values, "ce": zero, "soft": zero, "attention": attention, "values": values}
 
 
+def of_labels(student, teacher, labels, rules, constants, done):
+    """CE(S(x), y) alone (Xu et al. 2020, of the network in which layers are replaced)."""
+    ce = rules.loss(student.logits, labels)
+    return {"loss": ce, "ce": ce}
+
+
+def replacing_rate(done, constants):
+    """How likely a block is the student's: linear from `start` to 1 over the first `share` of the training
+    (Xu et al. 2020, its curriculum), then 1."""
+    return min(1.0, constants["start"] + (1 - constants["start"]) * done / constants["share"])
+
+
+def mixed_layers(student_layers, teacher_layers, replaced):
+    """The layers of a network of n blocks: of block l the student's layer l where replaced[l], else the
+    teacher's that it stands for, N/n of them. -> list."""
+    depth, blocks = len(teacher_layers), len(student_layers)
+    ends = [number * depth // blocks for number in range(blocks + 1)]
+    return [layer for number, own in enumerate(replaced) for layer in
+            (student_layers[number:number + 1] if own else teacher_layers[ends[number]:ends[number + 1]])]
+
+
 def virtual_step(loss, parameters, rate):
     """theta - rate * d loss / d theta, with its graph: {name: tensor} of parameters {name: tensor}. Those
     that the loss does not hang on stay as they are."""
@@ -335,6 +388,7 @@ METHODS = {  # their constants: arguments.BASELINES
                        attention=True),
     "metadistil": Baseline("Zhou, Xu and McAuley 2022, arXiv:2106.04570", patient_kd, skipped,
                            from_quiz=True),
+    "theseus": Baseline("Xu et al. 2020, arXiv:2002.02925", of_labels, replaces=True),
 }
 
 
@@ -346,6 +400,11 @@ def check_encoders(methods, configs):
                 raise InputError(f"--baselines {method}: it reads attention scores, and those of {flag}'s"
                                  f" {config.model_type} are not q k / sqrt(d) alone; expected one of"
                                  f" {', '.join(ATTENTION)}, or leave the method out")
+            if METHODS[method].replaces and config.model_type not in STACKED:
+                raise InputError(f"--baselines {method}: it runs layers of teacher and student in one"
+                                 f" network, and those of {flag}'s {config.model_type} are not simply called"
+                                 f" one after the other; expected one of {', '.join(STACKED)}, or leave the"
+                                 " method out")
         heads = {config.num_attention_heads for config in configs.values() if METHODS[method].attention}
         if len(heads) > 1:
             raise InputError(f"--baselines {method}: encoders with {' and '.join(map(str, sorted(heads)))}"
@@ -472,6 +531,42 @@ def learn_to_teach(phase, student, teacher, train, quiz, settings, evaluator, st
     loop = EpochLoop(phase, student, train, step, settings, evaluator, streams, log,
                      beside={"teacher": learner, "quiz": passes})
     return run_epochs(loop, saver=saver)[0]
+
+
+def replace_layers(phase, student, teacher, train, settings, evaluator, streams, log, saver=None):
+    """BERT-of-Theseus: at each step a network of n blocks is drawn, each the student's layer or the layers of
+    the frozen teacher, a Model, that it stands for, and the student's layers in it learn from its CE. Student
+    and teacher share embeddings, pooler and heads, which rest until all blocks are the student's; then the
+    student learns alone. Other arguments as in distill_by. Leaves the best epoch's weights in student.
+    Returns the Best."""
+    task, device, rules = train.task.name, torch.device(settings.device), train.task.rules
+    method, constants = METHODS[settings.method], settings.constants
+    own, theirs = list(stack_of(student.encoder)), list(stack_of(teacher.encoder))
+    layered = {id(weight) for layer in own for weight in layer.parameters()}
+    shared = [weight for weight in student.parameters() if id(weight) not in layered]
+    teacher.requires_grad_(False)
+
+    def step(indices, done):
+        rate, batch = replacing_rate(done, constants), train.batch(indices, device)
+        drawn = torch.rand(len(own), generator=streams.generator("replaced"))
+        replaced = [bool(value < rate) for value in drawn]
+        for weight in shared:
+            weight.requires_grad_(rate == 1)
+        for layer in theirs:
+            layer.train(student.encoder.training)
+        with with_layers(student.encoder, mixed_layers(own, theirs, replaced)):
+            logits, _ = student(task, batch)
+        answers = Answers(logits, logits.new_zeros(0))
+        figures = method.loss(answers, None, batch.labels, rules, constants, done)
+        # a network of the teacher's layers alone teaches nobody
+        norm = (backward(figures["loss"], student, settings.max_grad_norm)
+                if figures["loss"].requires_grad else torch.zeros_like(figures["loss"]))
+        return {**figures, "replaced": logits.new_tensor(replaced).mean(), "gradient_norm": norm}
+
+    loop = EpochLoop(phase, student, train, step, settings, evaluator, streams, log)
+    best = run_epochs(loop, saver=saver)[0]
+    student.requires_grad_(True)
+    return best
 
 
 def distill_by(phase, student, teacher_heads, teacher_outputs, train, settings, evaluator, streams, log,

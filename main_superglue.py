@@ -43,6 +43,7 @@ from baselines import (
     distill_by,
     learn_to_teach,
     learn_together,
+    replace_layers,
 )
 from bookkeeping.checkpoints import Checkpoints, load_config, open_checkpoints
 from bookkeeping.errors import InputError, Stopped, TrainingError
@@ -237,26 +238,22 @@ def distill(lab, teacher):
 def train_baseline(lab, method, teacher):
     """A row of its own: the student that a method to compare with distils on train, from the teacher or from
     an assistant halfway between both in depth, which it distils first."""
-    args, inputs, source = lab.inputs.args, lab.inputs, teacher
+    args, inputs, source, seconds = lab.inputs.args, lab.inputs, teacher, 0.0
     if METHODS[method].assistant:
         nlayers = (inputs.checkpoints.teacher_layers + args.nlayers) // 2
         assistant = load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "assistant", nlayers,
                                lab.bf16, args.head_dropout).to(lab.device)
         phase = distil_baseline(lab, f"{method}_assistant", method, assistant, nlayers, teacher)
+        seconds = phase.seconds
         source = Teacher(assistant.heads.eval(), lab.stored_outputs(phase, lambda: assistant.encoder), phase)
-    student = lab.new_student()
+    student = lab.cut_of_teacher(teacher) if METHODS[method].replaces else lab.new_student()
     phase = distil_baseline(lab, method, method, student, args.nlayers, source)
-    lab.add_row(method, phase, lab.predictor(student))
+    lab.add_row(method, phase, lab.predictor(student), before=seconds)
 
 
 def distil_baseline(lab, name, method, student, nlayers, teacher):
     """The phase `name`: a method distils a student of so many layers. Returns the finished Phase."""
-    args, inputs, constants = lab.inputs.args, lab.inputs, constants_of(lab.inputs.args)[method]
-    # of a teacher that learns too
-    teacher_rate = args.teacher_learning_rate if METHODS[method].teacher_loss else 0.0
-    settings = lab.training(BaselineTraining, args.epochs, args.train_dataloader_size, args.learning_rate,
-                            method=method, nlayers=nlayers, constants=constants, layers=lab.layers_of(method),
-                            teacher_learning_rate=constants.get("teacher_rate", teacher_rate))
+    inputs, settings = lab.inputs, lab.method_training(method, nlayers)
     read = ["train", *["quiz"] * METHODS[method].from_quiz]
     reads = lab.reads(*read, teacher=teacher.phase.identity, checkpoint=(
         inputs.checkpoints.student_sha256 if name == method else inputs.checkpoints.teacher_sha256))
@@ -264,21 +261,28 @@ def distil_baseline(lab, name, method, student, nlayers, teacher):
         if phase.finished:
             load_weights(student, phase.folder, [inputs.task.name])
         else:
-            train, around = inputs.data["train"], lab.loop(phase, lab.predictor(student))
-            if METHODS[method].teacher_loss:  # the teacher learns too: a copy of it
-                own = lab.copy_of_teacher(teacher)
-                best = learn_together(name, student, own, train, settings, **around)
-            elif METHODS[method].from_quiz:
-                own = lab.copy_of_teacher(teacher)
-                best = learn_to_teach(name, student, own, train, inputs.data["quiz"], settings, **around)
-            else:
-                outputs = teacher.outputs
-                if METHODS[method].tokens:  # too much to keep by example: the teacher runs at every step
-                    outputs = load_encoder(teacher.phase.folder, lab.bf16).to(lab.device)
-                best = distill_by(name, student, teacher.heads, outputs, train, settings, **around)
+            around = lab.loop(phase, lab.predictor(student))
+            best = train_by_method(lab, name, student, teacher, settings, around)
             lab.publish(phase, best, student)
     student.eval()
     return phase
+
+
+def train_by_method(lab, name, student, teacher, settings, around):
+    """The loop that a method's student is trained by. around: as Experiment.loop gives it. Returns the
+    Best."""
+    method, train = METHODS[settings.method], lab.inputs.data["train"]
+    if method.teacher_loss:  # the teacher learns too: a copy of it
+        return learn_together(name, student, lab.copy_of_teacher(teacher), train, settings, **around)
+    if method.from_quiz:
+        own, quiz = lab.copy_of_teacher(teacher), lab.inputs.data["quiz"]
+        return learn_to_teach(name, student, own, train, quiz, settings, **around)
+    if method.replaces:
+        return replace_layers(name, student, lab.copy_of_teacher(teacher), train, settings, **around)
+    outputs = teacher.outputs
+    if method.tokens:  # too much to keep by example: the teacher runs at every step
+        outputs = load_encoder(teacher.phase.folder, lab.bf16).to(lab.device)
+    return distill_by(name, student, teacher.heads, outputs, train, settings, **around)
 
 
 def teach_meta_teacher(lab, teacher, student):
@@ -483,7 +487,9 @@ def open_experiment(inputs, again=False):
             log.say(line)
         store = PhaseStore(args.phase_dir, inputs.data, log.new_saver, log.say, log.environment)
         lab = Experiment(inputs, log, store, probe)
-        say_needs(args, inputs.checkpoints, inputs.data["train"], lab.kept_layers(), inputs.device, log.say)
+        copies = max((METHODS[method].teacher_copies for method in args.baselines), default=0)
+        say_needs(args, inputs.checkpoints, inputs.data["train"], lab.kept_layers(), copies, inputs.device,
+                  log.say)
         yield lab
 
 
@@ -536,6 +542,16 @@ class Experiment:
                                  compared=self.compared_layers(beta))
         # without a soft loss its form is no part of the phase
         return settings if alpha else replace(settings, soft_loss="none")
+
+    def method_training(self, method, nlayers):
+        """The settings of a method to compare with, for a student of so many layers."""
+        args, constants = self.inputs.args, constants_of(self.inputs.args)[method]
+        # of a teacher that learns too
+        teacher_rate = args.teacher_learning_rate if METHODS[method].teacher_loss else 0.0
+        return self.training(BaselineTraining, args.epochs, args.train_dataloader_size, args.learning_rate,
+                             method=method, nlayers=nlayers, constants=constants,
+                             layers=self.layers_of(method),
+                             teacher_learning_rate=constants.get("teacher_rate", teacher_rate))
 
     def compared_layers(self, beta):
         """The teacher's layers that pkd compares; none where it has no weight."""
@@ -618,6 +634,14 @@ class Experiment:
         load_weights(model, teacher.phase.folder, [inputs.task.name])
         return model.to(self.device)
 
+    def cut_of_teacher(self, teacher):
+        """A student that starts as the fine-tuned teacher's first n layers, with its heads."""
+        args, inputs = self.inputs.args, self.inputs
+        model = load_model(teacher.phase.folder, inputs.tasks, args.seed, "student", args.nlayers, self.bf16,
+                           args.head_dropout)
+        load_extra(model, teacher.phase.folder, [inputs.task.name])
+        return model.to(self.device)
+
     def alternation(self, teacher, kd_settings, saver):
         """The Alternation, run once."""
         if self.alternated is None:
@@ -635,12 +659,13 @@ class Experiment:
         """What a model answers to a split: a list."""
         return split.task.rules.answer(predict_split(split)).tolist()
 
-    def add_row(self, name, phase, predict_split):
-        """A row from a finished phase: answers to dev, test and the like, scored where labelled."""
+    def add_row(self, name, phase, predict_split, before=0.0):
+        """A row from a finished phase: answers to dev, test and the like, scored where labelled. before:
+        seconds of a phase before it that is no row."""
         data = self.inputs.data
         answers = {split: phase.answers(data[split], lambda split: self.answer(predict_split, split))
                    for split in self.inputs.answered}
-        self.write_row(name, name, phase.seconds, answers, {"epoch": phase.best["epoch"]})
+        self.write_row(name, name, before + phase.seconds, answers, {"epoch": phase.best["epoch"]})
 
     def write_row(self, name, phase, seconds, answers, when):
         """Prediction files and figures of a row. answers: {split: answers}; when: the epoch or episode

@@ -205,6 +205,28 @@ def watched_attention(encoder):
             hook.remove()
 
 
+# families whose body calls a list of layers one after the other, each with the output of the one before, and
+# where the list is
+STACKED = {**{family: "encoder.layer" for family in ("bert", "roberta", "xlm-roberta", "electra", "mpnet")},
+           "distilbert": "transformer.layer"}
+
+
+def stack_of(encoder):
+    """The nn.ModuleList of an Encoder's layers, of a family in STACKED."""
+    return encoder.body.get_submodule(STACKED[encoder.body.config.model_type])
+
+
+@contextmanager
+def with_layers(encoder, layers):
+    """An Encoder that runs these layers, however many, in the place of its own, for a `with`."""
+    path, own = STACKED[encoder.body.config.model_type], stack_of(encoder)
+    encoder.body.set_submodule(path, nn.ModuleList(layers))
+    try:
+        yield encoder
+    finally:
+        encoder.body.set_submodule(path, own)
+
+
 class Heads(nn.Module):
     """A linear head per task on the pooled output: dropout, then Linear(hidden, outputs), N(0, 0.02) and 0.
 

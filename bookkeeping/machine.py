@@ -74,13 +74,14 @@ def available_memory(device):
     return int(line.split()[1]) * 1024
 
 
-def say_needs(args, checkpoints, train, kept_layers, device, say):
+def say_needs(args, checkpoints, train, kept_layers, teacher_copies, device, say):
     """Say how much memory and disk the run will need, about, and warn where there is less. Memory: float32
     weights, gradients, both of AdamW's moments and the best weights of what is trained at a time, activations
-    not counted. Disk: artefacts, states, the frozen teacher's outputs, which are of each example of train the
-    pooled one and the [CLS] states of the first `kept_layers` layers."""
+    not counted; beside a student the teacher's weights, `teacher_copies` times. Disk: artefacts, states, the
+    frozen teacher's outputs, which are of each example of train the pooled one and the [CLS] states of the
+    first `kept_layers` layers."""
     teacher, student = count_weights(checkpoints.teacher), count_weights(checkpoints.student, args.nlayers)
-    memory = 4 * 5 * max(teacher, student)
+    memory = 4 * max(5 * max(teacher, student), 5 * student + teacher_copies * teacher)
     students = 2 + args.undistilled + args.kd_200 + args.kd_quiz + len(args.baselines)
     disk = 4 * (teacher + students * student + 2 * 4 * max(teacher, student)
                 + len(train) * train.task.rows * (1 + kept_layers) * checkpoints.hidden_size)

@@ -21,6 +21,10 @@ saving states took. Splits of more than 256 examples are evaluated in part, and 
 uses --precision fp32 whatever is asked of ours. The column is the table's eleven rows: teacher, student, kd,
 two meta-teachers and six runs of phase 4, which ours lets run --jobs side by side; the undistilled student is
 counted as a distilled one.
+
+With --baselines the methods to compare with are measured too, each in a process of its own, in turn with
+kd's step: seconds of a step of the first part of the method's training, which is the dearer one, and the
+largest memory of the process.
 """
 import argparse
 import multiprocessing
@@ -44,15 +48,16 @@ from torch.utils.flop_counter import FlopCounterMode
 import lib
 
 from arguments import parse_arguments, resolve_protocol
+from baselines import METHODS
 from bookkeeping.errors import InputError, TrainingError
 from bookkeeping.files import write_json
 from bookkeeping.machine import keep_freed_memory, peak_memory_bytes
 from bookkeeping.states import Trained
 from curriculum import CurriculumTraining, Policy, QuizBatches, train_curriculum
 from data_utils import RandomStreams, Split, resolve_settings
-from main_superglue import Experiment, Teacher, read_inputs
+from main_superglue import Experiment, Teacher, read_inputs, train_by_method
 from meta_policy import Evaluator, Training, distill_student, train_meta_teacher, train_teacher
-from models import Encoder, FrozenEncoder, Heads, load_model
+from models import Encoder, FrozenEncoder, Heads, load_model, save_model
 
 PHASES = ("teacher", "kd", "meta_teacher", "mpdistil")
 SIDES = ("naive", "ours", "bare")
@@ -270,6 +275,7 @@ class Side:
             "kd": (args.epochs, self.train, args.train_dataloader_size),
             "meta_teacher": (args.meta_epochs, self.quiz, args.val_dataloader_size),
             "mpdistil": (args.num_episodes, self.quiz, args.val_dataloader_size),
+            **{method: (args.epochs, self.train, args.train_dataloader_size) for method in args.baselines},
         }[phase]
         evaluated = sum(map(len, inputs.evaluated.values()))
         predicted = sum(len(inputs.data[name]) for name in inputs.answered
@@ -278,7 +284,7 @@ class Side:
                               "evaluations": passes + predicted, "once_s": 0.0}
         if self.kind == "naive":
             self.rounds.at_begin = use_default_adamw
-        getattr(self, phase)()
+        self.method(phase) if phase in args.baselines else getattr(self, phase)()
 
     # what the phases share
 
@@ -420,6 +426,25 @@ class Side:
         train_curriculum(student, teacher.heads, policy, teacher.outputs, inputs.quiz, inputs.task.name,
                          settings, *self.around(self.lab.predictor(student)))
 
+    def method(self, name):
+        """A method to compare with, on its student."""
+        inputs, lab, folder = self.lab.inputs, self.lab, self.folder / "fine_tuned"
+        model = self.new_teacher()
+        save_model(model, folder, [inputs.task.name], inputs.checkpoints.tokenizer)
+        teacher = Teacher(model.heads, lab.stored_outputs(SimpleNamespace(folder=self.folder),
+                                                          lambda: model.encoder),
+                          SimpleNamespace(folder=folder))
+        layers = lab.layers_of(name)[1]
+        teacher.outputs.prepare((self.train, max(layers, default=0) * (not METHODS[name].tokens)))
+        settings = lab.method_training(name, self.args.nlayers)
+        # the first part of its training alone
+        constants = {key: 1.0 if key == "share" else value for key, value in settings.constants.items()}
+        settings = replace(settings, epochs=self.count, constants=constants)
+        student = lab.cut_of_teacher(teacher) if METHODS[name].replaces else lab.new_student()
+        evaluator, streams, log, saver = self.around(lab.predictor(student))
+        train_by_method(lab, name, student, teacher, settings,
+                        {"evaluator": evaluator, "streams": streams, "log": log, "saver": saver})
+
     def usage(self):
         """Memory, and how often the teacher's encoder ran, after phase 1, for an example of the main task."""
         rows = sum(len(split) * split.task.rows for split in self.lab.inputs.data.values())
@@ -525,6 +550,24 @@ def measure(processes, beside, phase, own):
     return entry
 
 
+def measure_methods(args, process_of, own):
+    """{method: seconds of its step and of kd's, their ratio, memory}; kd's memory under "kd"."""
+    kd, found = process_of("kd"), {}
+    for method in args.baselines:
+        pair, seen = {"kd": kd, method: process_of(method)}, {"kd": [], method: []}
+        for phase, process in pair.items():
+            process.ask(phase)
+        for number in range(own.rounds + 1):
+            for phase in list(pair)[::1 if number % 2 else -1]:
+                seen[phase].append(pair[phase].ask(PLAIN)["step_s"])
+        for process in pair.values():
+            process.pipe.send(PLAIN)  # there is no further round: the phase ends
+        ratios = [theirs / its for theirs, its in zip(seen[method][1:], seen["kd"][1:], strict=True)]
+        found[method] = {"step_s": spread(seen[method][1:]), "kd_step_s": spread(seen["kd"][1:]),
+                         "over_kd": spread(ratios), "peak_memory_bytes": pair[method].ask(None)["peak"]}
+    return {"kd": {"peak_memory_bytes": kd.ask(None)["peak"]}, **found} if found else {}
+
+
 def column_of(phases, startup_s, jobs):
     """Seconds of the column's eleven rows."""
     ours = {phase: entry["ours_s"] for phase, entry in phases.items()}
@@ -586,6 +629,19 @@ def report(result):
             print(f"{phase}, {side}: " + ", ".join(f"{name} {100 * share:.1f}%" for name, share in shown))
 
 
+def report_methods(methods):
+    """Their figures as markdown."""
+    print("\n| method | step, ms | step over kd's | peak memory, GiB |\n|---|---|---|---|")
+    for name, entry in methods.items():
+        memory = f"{entry['peak_memory_bytes'] / 2 ** 30:.2f}"
+        if name == "kd":
+            print(f"| kd | | 1 | {memory} |")
+            continue
+        over = entry["over_kd"]
+        print(f"| {name} | {1000 * entry['step_s']['median']:.0f} |"
+              f" {over['median']:.2f} ({over['min']:.2f} to {over['max']:.2f}) | {memory} |")
+
+
 def read_flags():
     """(the benchmark's own flags, those of main_superglue.py parsed, the same as words)."""
     parser = argparse.ArgumentParser(
@@ -627,6 +683,8 @@ def main():
         usage = {side: process.ask(None) for side, process in processes.items()}
         for process in beside:
             process.ask(None)
+        methods = measure_methods(args, lambda name: Process(
+            "ours", argv, f"{work}/method-{name}", own.steps, count, threads), own)
     startup_s, peak = import_seconds() + processes["ours"].setup_s, peak_flops(args.precision)
     for entry in phases.values():
         reached = entry["flops_per_step"] / entry["step_s"]["ours"]["median"]
@@ -643,9 +701,12 @@ def main():
         "column": {"naive_run_s": naive_s, "ours_s": column_s, "column_over_naive_run": column_s / naive_s},
         "peak_memory_bytes": {side: found["peak"] for side, found in usage.items()},
         "teacher_passes_per_example": usage["ours"]["passes"],
+        "methods": methods,
     }
     write_json(own.json, result)
     report(result)
+    if methods:
+        report_methods(methods)
 
 
 if __name__ == "__main__":

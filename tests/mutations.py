@@ -275,6 +275,11 @@ BASELINES = (
      "(ours.exp() * (ours - theirs))"),
     ("minilm: padding is a key", "baselines.py", "blocked = (mask[:, None, None, :] == 0)",
      "blocked = (mask[:, None, None, :] == 7)"),
+    ("theseus: r from 0", "baselines.py", 'constants["start"] + (1 - constants["start"]) *', "1 *"),
+    ("theseus: a teacher's layer too late", "baselines.py", "teacher_layers[ends[number]:ends[number + 1]]",
+     "teacher_layers[ends[number] + 1:ends[number + 1] + 1]"),
+    ("theseus: the other way round", "baselines.py", "number + 1] if own else",
+     "number + 1] if not own else"),
     ("continuation_kd: psi up to 1", "baselines.py", "else 0.5 * done", "else 1.0 * done"),
 )
 

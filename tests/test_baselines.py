@@ -266,6 +266,94 @@ def test_teachers_that_learn_by_hand():
             student, Answers(z, NOTHING), LABELS, CLASSES, BASELINES[method]), logits)
 
 
+def test_what_replaces_layers_by_hand():
+    rates = [baselines.replacing_rate(done, BASELINES["theseus"]) for done in (0, 0.25, 0.5, 0.9)]
+    assert rates == pytest.approx([0.3, 0.65, 1, 1])
+    ours, theirs = ["s1", "s2", "s3"], ["t1", "t2", "t3", "t4", "t5", "t6"]
+    assert baselines.mixed_layers(ours, theirs, [True, False, True]) == ["s1", "t3", "t4", "s3"]
+    assert baselines.mixed_layers(ours, theirs, [False] * 3) == theirs
+    assert baselines.mixed_layers(ours, theirs, [True] * 3) == ours
+    assert baselines.mixed_layers(ours[:2], theirs[:5], [False, True]) == ["t1", "t2", "s2"]
+    ce = -(math.log(0.75) + math.log(0.5)) / 2
+    close(loss_of("theseus", Answers(Z_TEACHER, NOTHING), None)["loss"], ce)
+
+
+@pytest.mark.parametrize("family", ["BERT", "RoBERTa", "XLM-R", "ELECTRA", "MPNet", "DistilBERT"])
+def test_a_network_of_the_teachers_layers_is_the_teacher(family, tmp_path):
+    """And one of the student's the student; a mixed one is neither. Afterwards all is in its place."""
+    from families import make_family
+    from models import STACKED, load_model, stack_of, with_layers
+    from tasks import TASKS
+    folder, task = make_family(family, tmp_path / "encoder"), TASKS["CB"]
+    assert json.loads((folder / "config.json").read_text())["model_type"] in STACKED
+    teacher, student = (load_model(folder, [task], 1, "teacher", layers).eval() for layers in (None, 2))
+    batch = SimpleNamespace(input_ids=torch.randint(5, 60, (2, 7)), token_type_ids=None,
+                            attention_mask=torch.tensor([[1] * 7, [1] * 4 + [0] * 3]))
+    own, theirs, found = list(stack_of(student.encoder)), list(stack_of(teacher.encoder)), {}
+    with torch.no_grad():
+        for layer in own:  # it has learnt: no longer the teacher's
+            for weight in layer.parameters():
+                weight.add_(0.01)
+        alone = [model("CB", batch)[0] for model in (teacher, student)]
+        for replaced in ((False, False), (True, True), (True, False)):
+            with with_layers(student.encoder, baselines.mixed_layers(own, theirs, replaced)):
+                found[replaced] = student("CB", batch)[0]
+        torch.testing.assert_close(found[False, False], alone[0], rtol=0, atol=0)
+        torch.testing.assert_close(found[True, True], alone[1], rtol=0, atol=0)
+        assert not any(torch.allclose(found[True, False], other) for other in alone)
+        torch.testing.assert_close(student("CB", batch)[0], alone[1], rtol=0, atol=0)
+    assert list(stack_of(student.encoder)) == own
+
+
+@pytest.mark.parametrize("start, share, epochs", [(0.5, 1.0, 1), (1.0, 1.0, 1), (0.0, 1e6, 1), (0.0, 0.5, 2)])
+def test_what_learns_while_layers_are_replaced(start, share, epochs, encoders, data_dir):
+    """Until all blocks are the student's its layers alone; then all of it; the teacher never."""
+    from contextlib import nullcontext
+    from unittest.mock import MagicMock
+
+    from transformers import AutoTokenizer
+
+    from data_utils import RandomStreams, load_task
+    from meta_policy import Evaluator
+    from models import load_model
+    from tasks import TASKS
+    tokenizer, task = AutoTokenizer.from_pretrained(encoders["bert"]), TASKS["CB"]
+    data = load_task(task, data_dir, tokenizer, 40, 42, 4, ("train", "dev"))
+    student, teacher = (load_model(encoders["bert"], [task], 1, "teacher", layers) for layers in (2, None))
+    settings = baselines.BaselineTraining(
+        epochs=epochs, batch_size=8, learning_rate=1e-2, weight_decay=0.0, max_grad_norm=1.0,
+        head_dropout=0.0, seed=1, select_on="dev", eval_batch_size=16, device="cpu", precision="fp32",
+        dropout="training", weight_decay_on="matrices", selection="main_metric", data_order="own_generators",
+        zero_grad="none", method="theseus", nlayers=2, constants={"start": start, "share": share},
+        layers=[[], []], teacher_learning_rate=0.0)
+    before = [{name: value.clone() for name, value in model.state_dict().items()}
+              for model in (student, teacher)]
+    events, number = [], iter(range(99))
+    log = SimpleNamespace(event=lambda **values: events.append(values),
+                          progress=lambda *_: nullcontext(MagicMock()))
+
+    def better(split):  # each epoch, so that the weights as they are last are kept
+        right = torch.eye(3)[split.labels] * 9
+        right[next(number) + 1:] *= -1
+        return right
+
+    baselines.replace_layers("x", student, teacher, data["train"], settings,
+                             Evaluator(better, {"dev": data["dev"]}, "dev", "main_metric"),
+                             RandomStreams(1, "x", "own_generators"), log)
+    moved = [{name for name, value in model.state_dict().items() if not torch.equal(value, was[name])}
+             for model, was in zip((student, teacher), before)]
+    assert not moved[1] and all(weight.requires_grad for weight in student.parameters())
+    layered = {name for name in before[0] if ".layer." in name}
+    shares = [event["replaced"] for event in events]
+    if share == 1e6:
+        assert not moved[0] and shares == [0]       # no block was ever the student's
+    elif start == 0.5:
+        assert moved[0] and moved[0] <= layered and 0 < shares[0] < 1
+    else:
+        assert {"encoder.body.embeddings.word_embeddings.weight", "heads.linear.CB.weight"} < moved[0]
+        assert shares[-1] == 1
+
+
 def test_a_virtual_step_by_hand():
     theta, idle = tensor(2.0).requires_grad_(), tensor(7.0).requires_grad_()
     scale = tensor(3.0).requires_grad_()
@@ -482,11 +570,12 @@ def test_all_means_all_and_the_order_is_the_tables():
     assert BASELINES["takd"]["temperature"] == 5.0
 
 
-@pytest.mark.parametrize("method", ["annealing_kd", "takd", "rail_kd", "prokt", "metadistil", "tinybert"])
+@pytest.mark.parametrize("method", ["annealing_kd", "takd", "rail_kd", "prokt", "metadistil", "tinybert",
+                                    "theseus"])
 def test_a_killed_method_goes_on_with_the_same_bytes(method, command, monkeypatch):
     """annealing: the loss hangs on how many steps were made; takd: both of its phases; rail_kd: the layers of
-    the epoch, and what is learnt beside the student; prokt: the teacher that learns; metadistil:
-    its quiz batches too."""
+    the epoch, and what is learnt beside the student; prokt: the teacher that learns; metadistil: its quiz
+    batches too; theseus: the layers that are drawn, and an optimizer that has not met all weights."""
     flags = dict(baselines=[method], nlayers=2, stop_after="kd", epochs=3, save_seconds=0, learning_rate=1e-3)
     code, whole = command(folder="whole/run", **flags)
     assert code == 0

@@ -67,6 +67,7 @@ def test_benchmark_at_toy_size(encoders, data_dir, tmp_path):
         "rounds": 1,
         "steps": 1,
         "jobs": 1,
+        "baselines": "tinybert",
     }
     done = script(
         sys.executable,
@@ -92,6 +93,11 @@ def test_benchmark_at_toy_size(encoders, data_dir, tmp_path):
         found["column"]["ours_s"] / found["column"]["naive_run_s"]
     )
     assert min(found["peak_memory_bytes"].values()) > 1e8 and "| mpdistil |" in done.stdout
+    assert list(found["methods"]) == ["kd", "tinybert"] and "| tinybert |" in done.stdout
+    method = found["methods"]["tinybert"]
+    assert method["over_kd"]["median"] == pytest.approx(method["step_s"]["median"]
+                                                        / method["kd_step_s"]["median"])
+    assert all(entry["peak_memory_bytes"] > 1e8 for entry in found["methods"].values())
     done = script(
         sys.executable,
         "scripts/benchmark.py",

@@ -2,7 +2,7 @@
 import argparse
 import statistics
 
-from arguments import loss_name, resolve_protocol, with_defaults
+from arguments import constants_of, loss_name, resolve_protocol, with_defaults
 from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, read_record
 from data_utils import resolve_settings
@@ -48,8 +48,10 @@ def read_facts(args):
 
 def work_of(args, facts):
     """{phase: tokens x layers that go through an encoder forward}, a training step counted three times:
-    forward, and twice that backward. What is computed once per example from frozen encoders is left out (at
-    most one pass of the teacher)."""
+    forward, and twice that backward; of methods to compare with, as Baseline.passes counts them. What is
+    computed once per example from frozen encoders is left out (at most one pass of the teacher)."""
+    from baselines import METHODS  # here: torch takes seconds, and only an estimate needs it
+
     tokens, train, quiz = facts["tokens"], facts["train"], facts["quiz"]
     steps = -(-quiz // args.val_dataloader_size)
     example = facts["main_example"] if args.curriculum == "main_task" else facts["curriculum_example"]
@@ -57,13 +59,21 @@ def work_of(args, facts):
     def epochs(count, layers):
         return count * layers * (3 * tokens["train"] + tokens["dev"])
 
+    def method(name, constants):
+        ours, theirs = METHODS[name].passes(constants)
+        halfway = (facts["layers"] + args.nlayers) // 2
+        return (args.epochs * (tokens["train"] * (ours * args.nlayers + theirs * facts["layers"])
+                               + tokens["dev"] * args.nlayers)
+                + (epochs(args.epochs, halfway) if METHODS[name].assistant else 0))
+
     def episodes(tokens_of_steps):
         return args.num_episodes * args.nlayers * (3 * tokens_of_steps + tokens["dev"])
 
     return {
         "teacher": epochs(args.teacher_epochs, facts["layers"]),
         "kd": epochs(args.epochs, args.nlayers),
-        **{name: epochs(args.epochs, args.nlayers) for name in ("student", *args.baselines)},
+        "student": epochs(args.epochs, args.nlayers),
+        **{name: method(name, constants) for name, constants in constants_of(args).items()},
         "kd_200": episodes(steps * args.val_dataloader_size * tokens["train"] / train),
         "kd_quiz": episodes(steps * args.val_dataloader_size
                             * (tokens["train"] + tokens["quiz"]) / (train + quiz)),

@@ -66,7 +66,8 @@ ROWS = {
         ("takd", "TAKD (Mirzadeh et al. 2020)"), ("distilbert", "DistilBERT's loss (Sanh et al. 2019)"),
         ("rail_kd", "RAIL-KD (Haidar et al. 2022)"), ("dml", "DML (Zhang et al. 2018)"),
         ("prokt", "ProKT (Shi et al. 2021)"), ("tinybert", "TinyBERT's losses (Jiao et al. 2020)"),
-        ("minilm", "MiniLM's losses (Wang et al. 2020)"), ("metadistil", "MetaDistil (Zhou et al. 2022)"))},
+        ("minilm", "MiniLM's losses (Wang et al. 2020)"), ("metadistil", "MetaDistil (Zhou et al. 2022)"),
+        ("theseus", "BERT-of-Theseus (Xu et al. 2020)"))},
 }
 # what makes a policy that can learn: readings (METHOD.md rows 27 and 28) and the policy's rate
 LEARNING_SET, LEARNING_RATE = ("advantage=step_mean", "reward_of=improvement"), 1e-2

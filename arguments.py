@@ -181,8 +181,11 @@ def build_parser():
          help="also write these rows to models/<row>, as plain transformers opens them: "
               f"{', '.join(EXPORTS)} or of --baselines (models/student, the last row's, is always written)")
     flag("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
-    flag("--precision", choices=("fp32", "bf16"), default="fp32",
-         help="of the encoders' arithmetic; weights stay float32")
+    flag("--precision", choices=("fp32", "tf32", "bf16", "auto"), default="fp32",
+         help="of the encoders' arithmetic; weights stay float32. tf32: GPUs only; auto: bf16 where the "
+              "device multiplies it in hardware, else fp32")
+    flag("--nondeterministic", action="store_true",
+         help="on a GPU, also use kernels whose results differ a little from run to run")
     flag("--report_to", choices=("none", "tensorboard", "wandb"), default="none",
          help="also send metrics to a tracker")
     return parser

@@ -36,6 +36,7 @@ from models import (
     ATTENTION,
     STACKED,
     init_linear,
+    of_layers,
     set_training,
     stack_of,
     watched_attention,
@@ -594,7 +595,7 @@ def distill_by(phase, student, teacher_heads, teacher_outputs, train, settings, 
                                     method.attention)
             else:
                 pooled, states = teacher_outputs.outputs(train, indices, layers=max(layers, default=0))
-                there = Answers(teacher_heads.eval()(task, pooled), states[[layer - 1 for layer in layers]])
+                there = Answers(teacher_heads.eval()(task, pooled), of_layers(states, layers))
         if method.tokens:
             here = all_answers(student.encoder, student.heads, task, batch, ours, method.attention)
         else:
@@ -609,7 +610,7 @@ def distill_by(phase, student, teacher_heads, teacher_outputs, train, settings, 
 def cls_answers(model, task, batch, layers):
     """Answers of a Model with the [CLS] states of some layers, counted from 1."""
     pooled, states = model.encoder(batch, layers=bool(layers))
-    return Answers(model.heads(task, pooled), states[[layer - 1 for layer in layers]] if layers
+    return Answers(model.heads(task, pooled), of_layers(states, layers) if layers
                    else pooled.new_zeros(0, *pooled.shape))
 
 

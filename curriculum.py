@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from bookkeeping.errors import TrainingError
 from bookkeeping.states import GlobalGenerators, Meter, NoSaver, Trained, weights_are_finite
-from data_utils import seeded_generator
+from data_utils import fetch, seeded_generator, to_device
 from meta_policy import Training, apply_gradients, backward, finish_best, make_optimizer
 from models import init_linear, predict, set_training
 
@@ -290,17 +290,21 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
         with torch.no_grad():
             return main_rules.agreement(student(main_task, batch)[0], batch.labels)
 
-    def choose():
-        """An action, from the curriculum's state as it is now, which is kept for the policy's loss."""
+    def look():
+        """What an action is drawn from: the curriculum's state as it is now, and the policy's probabilities,
+        fetched from the device."""
         seen = torch.zeros(1, 0)
         if settings.curriculum == "policy":
             seen = state_of_episode if settings.state_gradient == "attached" else curriculum_state(
                 student.state_predictor, student.encoder.pooler_weight).detach()
-        episode.states.append(seen.detach())
-        if settings.curriculum == "main_task":
-            return main_action
         with torch.no_grad():
-            return streams.action(log_pi(seen).exp())
+            return seen.detach(), fetch(log_pi(seen).exp())
+
+    def choose(looked):
+        """An action; the state that it is drawn from is kept for the policy's loss."""
+        seen, probabilities = looked
+        episode.states.append(seen)
+        return main_action if settings.curriculum == "main_task" else streams.action(probabilities())
 
     with log.progress("mpdistil", settings.epochs) as bar:
         bar.update(episode.number - 1)
@@ -322,10 +326,11 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
                 meter.begin(f"phase mpdistil, episode {episode.number}", settings.learning_rate)
             if settings.state_gradient == "attached":
                 state_of_episode = fixed_state(student, episode.begun)
+            looked = None
 
             for indices in episode.order[len(episode.rewards):]:
                 if settings.credit == "same_step":
-                    episode.credited.append(choose())
+                    episode.credited.append(choose(looked or look()))
                     episode.used.append(episode.credited[-1])
                 else:
                     episode.used.append(episode.upcoming)
@@ -349,12 +354,13 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
                 if settings.student_update == "each_step" and finite:
                     apply_gradients(learner.optimizer, settings)
 
+                looked = look()  # here, so that the next action arrives while the reward is computed
                 if settings.credit == "next_step":
-                    episode.upcoming = choose()
+                    episode.upcoming = choose(looked)
                     episode.credited.append(episode.upcoming)
 
                 # the student against the meta-teacher on a quiz batch of the main task (rows 13 and 21)
-                places = torch.from_numpy(indices).to(device)
+                places = to_device(indices, device)
                 if settings.reward_weights == "before_episode":
                     p_student = episode.p_before[places]
                 else:

@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -612,6 +612,28 @@ class Batch:
     labels: torch.Tensor
 
 
+def to_device(array, device):
+    """A NumPy array as a tensor on the device; to a GPU from pinned memory, so that the copy waits for
+    nothing and nothing waits for it."""
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def fetch(tensor):
+    """A function that gives the tensor on the host. From a GPU it is sent now and waited for then."""
+    if tensor.device.type != "cuda":
+        return lambda: tensor
+    there, sent = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
+    sent.record()
+
+    def wait():
+        sent.synchronize()
+        return there
+    return wait
+
+
 @dataclass
 class Split:
     """A tokenised split: the rows' token ids end to end in one int32 array; row r is
@@ -633,6 +655,7 @@ class Split:
     truncated: int
     checksum: str
     notes: dict
+    resident: dict = field(init=False, default_factory=dict, repr=False, compare=False)  # on a GPU
 
     def __len__(self):
         return len(self.idx)
@@ -654,22 +677,35 @@ class Split:
         """The Batch of these examples, padded on the right to their longest row, or to pad_to tokens."""
         rows = self.rows(indices)
         starts, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
-        columns = np.arange(self.pad_to or lengths.max())
+        longest = self.pad_to or int(lengths.max())
+        if torch.device(device).type == "cuda":
+            return self.batch_there(np.asarray(indices), starts, lengths, longest, device)
+        columns = np.arange(longest)
         inside = columns < lengths[:, None]                                        # (rows, longest)
         places = np.where(inside, starts[:, None] + columns, 0)
 
-        # to a GPU from pinned memory, so that the copy waits for nothing and nothing waits for it
-        def to_device(tensor):
-            on_gpu = torch.device(device).type == "cuda"
-            return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor
-
         def padded(flat, pad):
-            return to_device(torch.from_numpy(np.where(inside, flat[places], pad).astype(np.int64)))
+            return torch.from_numpy(np.where(inside, flat[places], pad).astype(np.int64))
 
         types = None if self.token_type_ids is None else padded(self.token_type_ids, self.pad_ids[1])
-        mask = to_device(torch.from_numpy(inside.astype(np.int64)))
-        return Batch(padded(self.input_ids, self.pad_ids[0]), mask, types,
-                     to_device(self.labels[np.asarray(indices)]))
+        mask = torch.from_numpy(inside.astype(np.int64))
+        return Batch(padded(self.input_ids, self.pad_ids[0]), mask, types, self.labels[np.asarray(indices)])
+
+    def batch_there(self, indices, starts, lengths, longest, device):
+        """batch on a GPU, where all tokens and labels of the split stay; only which ones is sent."""
+        if not self.resident:
+            flat = (self.input_ids, self.token_type_ids)
+            self.resident["tokens"] = [
+                None if part is None else torch.from_numpy(part).to(device, torch.int64) for part in flat]
+            self.resident["labels"] = self.labels.to(device)
+        sent = to_device(np.concatenate([starts, lengths, indices]), device)
+        starts, lengths, indices = sent.split([len(starts), len(lengths), len(indices)])
+        columns = torch.arange(longest, device=device)
+        inside = columns < lengths[:, None]
+        places = torch.where(inside, starts[:, None] + columns, 0)
+        tokens, types = (None if flat is None else torch.where(inside, flat[places], pad)
+                         for flat, pad in zip(self.resident["tokens"], self.pad_ids))
+        return Batch(tokens, inside.to(torch.int64), types, self.resident["labels"][indices])
 
     def encoded_checksum(self):
         """sha256 of everything that a model reads of the split: token ids, segments, padding, and the
@@ -839,6 +875,17 @@ def join_splits(splits):
                    checksum=" ".join(split.checksum for split in splits))
 
 
-def batches_by_length(split, batch_size):
-    """One pass in order of length, for work whose result does not hang on the order: little padding."""
-    return cut_order(np.argsort(-split.lengths(), kind="stable"), batch_size)
+def batches_by_length(split, batch_size, tokens=None):
+    """One pass in order of length, for work whose result does not hang on the order: little padding. tokens:
+    as many of them, padding included, as a batch may have besides."""
+    lengths = split.lengths()
+    order = np.argsort(-lengths, kind="stable")
+    if tokens is None:
+        return cut_order(order, batch_size)
+    batches, start = [], 0
+    while start < len(order):
+        each = split.task.rows * (split.pad_to or int(lengths[order[start]]))
+        end = start + max(1, min(batch_size, tokens // each))
+        batches.append(order[start:end])
+        start = end
+    return batches

@@ -51,7 +51,17 @@ from bookkeeping.export import describe_export, names_of_labels, write_export
 from bookkeeping.files import check_folder, lock
 from bookkeeping.finished import finished_result
 from bookkeeping.identity import describe_code, identity_of
-from bookkeeping.machine import EVAL_BATCH_SIZES, keep_freed_memory, resolve_device, say_needs
+from bookkeeping.machine import (
+    EVAL_BATCH_SIZES,
+    faster_precision,
+    keep_freed_memory,
+    out_of_memory,
+    resolve_device,
+    resolve_precision,
+    say_needs,
+    say_out_of_memory,
+    set_arithmetic,
+)
 from bookkeeping.phases import Phase, PhaseStore, StoredOutputs
 from bookkeeping.probe import describe_probe
 from bookkeeping.run_folder import STATE_FOLDER, RunFolder, describe_inputs, say_result
@@ -101,6 +111,7 @@ from tasks import DESCRIPTION, Task
 
 def run(args):
     """The run's exit code. It is refused, found finished, or computed from where it was ended."""
+    args.precision = resolve_precision(args.device, args.precision)
     settings = resolve_settings(args)
     # refuses a folder of another run, before anything is read
     finished_result(args.output_dir, settings, by_content=True)
@@ -481,9 +492,11 @@ def open_experiment(inputs, again=False):
             check_folder(args.phase_dir, "--phase_dir")
         if inputs.device.type == "cpu":
             keep_freed_memory()
+        set_arithmetic(inputs.device, args.precision, args.nondeterministic)
         log = RunFolder(args.output_dir, inputs.settings, inputs.summary, identity, args.save_seconds,
                         tracker)
-        for line in (*describe_inputs(inputs, drawn), *describe_probe(probe)):
+        faster = faster_precision(inputs.device, args.precision)
+        for line in (*describe_inputs(inputs, drawn), *describe_probe(probe), *[faster] * bool(faster)):
             log.say(line)
         store = PhaseStore(args.phase_dir, inputs.data, log.new_saver, log.say, log.environment)
         lab = Experiment(inputs, log, store, probe)
@@ -739,6 +752,11 @@ def main(args):
         return 2
     except TrainingError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        print(f"error: {say_out_of_memory(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: stopped by a second SIGINT; the same command goes on from the last saved state",

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from bookkeeping.errors import TrainingError
 from bookkeeping.states import GlobalGenerators, Meter, NoSaver, Trained
-from data_utils import RandomStreams, Split
+from data_utils import RandomStreams, Split, to_device
 from metrics import Best, score
-from models import set_training
+from models import of_layers, set_training
 
 # --- losses -------------------------------------------------------------------------------------------------
 
@@ -319,8 +319,7 @@ def distillation_loop(phase, student, teacher_heads, teacher_outputs, train, set
             else:
                 soft = soft_logits_loss(teacher_logits, outputs)
             if settings.beta > 0:
-                compared = teacher_states[[number - 1 for number in settings.compared]]
-                pkd = pkd_loss(states[:-1], compared)
+                pkd = pkd_loss(states[:-1], of_layers(teacher_states, settings.compared))
         loss = distillation_loss(soft, ce, pkd, settings.alpha, settings.beta)
         norm = backward(loss, student, settings.max_grad_norm)
         return {"loss": loss, "ce": ce, "soft": soft, "pkd": pkd, "gradient_norm": norm}
@@ -349,7 +348,7 @@ def meta_teacher_loop(meta_teacher, teacher_outputs, student_outputs, quiz, sett
     all_labels = quiz.labels.to(settings.device)
 
     def step(indices, done):
-        labels = all_labels[torch.from_numpy(indices).to(settings.device)]
+        labels = all_labels[to_device(indices, settings.device)]
         outputs_teacher = meta_teacher(task, teacher_outputs.outputs(quiz, indices)[0])
         outputs_student = meta_teacher(task, student_outputs.outputs(quiz, indices)[0])
         loss = loss_of(outputs_teacher, outputs_student, labels, rules)

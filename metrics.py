@@ -127,8 +127,17 @@ class Best:
         if not value > self.score:
             return False
         self.score, self.index, self.scores, self.answers = value, index, scores, answers
-        self.weights = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        self.weights = {name: tensor.detach().to("cpu", copy=True)
+                        for name, tensor in module.state_dict().items()}
         return True
+
+    def state_dict(self):
+        return dict(vars(self))
+
+    def load_state_dict(self, state):
+        """The weights stay on the host, where offer has them: a GPU has less room."""
+        vars(self).update(state)
+        self.weights = self.weights and {name: tensor.cpu() for name, tensor in self.weights.items()}
 
     def restore(self, module):
         """Put the best weights back into the module."""

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging as transformers_logging
 
-from data_utils import Batch, batches_by_length, derive_seed, seeded_generator
+from data_utils import Batch, batches_by_length, derive_seed, seeded_generator, to_device
 
 # the layers that the student leaves out are reported as unexpected weights
 transformers_logging.set_verbosity_error()
@@ -23,6 +23,10 @@ transformers_logging.disable_progress_bar()
 
 HEAD_DROPOUT = 0.1
 HEADS_FILE = "heads.safetensors"
+EVAL_TOKENS = {"cuda": 4096}  # of a batch where nothing is trained; elsewhere examples alone count
+# families that give the same bytes for a mask (rows, 1, tokens, tokens). Of one (rows, tokens) transformers
+# asks whether it masks anything at all, which waits for a GPU at every pass
+WIDE_MASK = ("bert", "distilbert", "electra", "roberta", "xlm-roberta")
 OWN_POOLER = "own_pooler"  # in HEADS_FILE: of a body that lies there in a class that has no place for it
 
 
@@ -168,12 +172,20 @@ class Encoder(nn.Module):
         if self.takes_global:  # Longformer: [CLS] sees the whole row, as under the family's own heads
             more["global_attention_mask"] = torch.zeros_like(batch.attention_mask)
             more["global_attention_mask"][:, 0] = 1
+        mask = batch.attention_mask
+        if mask.device.type == "cuda" and self.body.config.model_type in WIDE_MASK:
+            mask = wide_mask(mask)
         with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            out = self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-                            output_hidden_states=layers, **more)
+            out = self.body(input_ids=batch.input_ids, attention_mask=mask, output_hidden_states=layers,
+                            **more)
             pooled = out.pooler_output if self.pooler is None else self.pooler(out, batch)
         dtype = self.pooler_weight.dtype
         return pooled.to(dtype), [states.to(dtype) for states in out.hidden_states] if layers else []
+
+
+def wide_mask(mask):
+    """(rows, tokens), 1 at real tokens -> (rows, 1, tokens, tokens) bool, true where a token is looked at."""
+    return mask.bool()[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
 
 
 # families whose attention scores are q k / sqrt(d) of these projections, and nothing else
@@ -203,6 +215,12 @@ def watched_attention(encoder):
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def of_layers(states, numbers):
+    """The states of some layers, counted from 1: (layers, ...) -> (len(numbers), ...). Not by an index, which
+    would be sent to a GPU and waited for."""
+    return torch.stack([states[number - 1] for number in numbers]) if numbers else states[:0]
 
 
 # families whose body calls a list of layers one after the other, each with the output of the one before, and
@@ -325,7 +343,8 @@ def load_model(folder, tasks, seed, role, nlayers=None, bf16=False, head_dropout
 
     Weights that the checkpoint lacks (a pooler, often) are drawn from (seed, role)."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, role, "encoder"))
+        # not torch.manual_seed, which would begin a GPU's generator again too
+        torch.default_generator.manual_seed(derive_seed(seed, role, "encoder"))
         encoder = Encoder(load_body(folder, nlayers)[0], bf16)
         if has_pooler(folder):
             load_pooler(encoder, folder)
@@ -425,8 +444,7 @@ class FrozenEncoder:
         if key not in self.kept or self.kept[key].shape[1] <= layers:
             self.kept[key] = self.table(split, layers)
         table = self.kept[key]
-        rows = torch.from_numpy(split.rows(range(len(split)) if indices is None else indices)).to(
-            table.device)
+        rows = to_device(split.rows(range(len(split)) if indices is None else indices), table.device)
         found = table[:, :1 + layers][rows].to(self.device).transpose(0, 1).contiguous()
         return found[0], found[1:]
 
@@ -448,10 +466,10 @@ class FrozenEncoder:
         """Run the encoder over the split and write what it gives into the table."""
         layers = table.shape[1] - 1
         self.encoder.eval()
-        for indices in batches_by_length(split, self.batch_size):
+        for indices in batches_by_length(split, self.batch_size, EVAL_TOKENS.get(self.device.type)):
             before_batch()
             pooled, states = self.encoder(split.batch(indices, self.device), layers > 0)
-            rows = torch.from_numpy(split.rows(indices)).to(table.device)
+            rows = to_device(split.rows(indices), table.device)
             table[rows, 0] = pooled.to(table.device)
             if layers:
                 table[rows, 1:] = states[:layers].transpose(0, 1).to(table.device)
@@ -501,10 +519,10 @@ def predict(model, split, batch_size, device, prepare=None):
     the one that prepare() puts the model into."""
     was_training, logits = model.training, None
     (prepare or model.eval)()
-    for indices in batches_by_length(split, batch_size):
+    for indices in batches_by_length(split, batch_size, EVAL_TOKENS.get(torch.device(device).type)):
         out, _ = model(split.task.name, split.batch(indices, device))
         if logits is None:
             logits = out.new_empty(len(split), out.shape[1])
-        logits[torch.from_numpy(indices).to(device)] = out
+        logits[to_device(indices, device)] = out
     model.train(was_training)
     return logits.cpu()

@@ -22,8 +22,8 @@ ALWAYS_CALLED = ("forward",)  # of a class, beside the methods whose names begin
 # methods that leave a phase's result alone: how a kill is survived, what is said of it, how much is kept
 NO_RESULT = ("state_dict", "load_state_dict", "add_row", "write_row", "note_code", "kept_layers")
 # of environment.json: where something was computed and by what commit, which is no part of an identity
-PROVENANCE = ("python", "torch", "transformers", "platform", "cpu", "cpu_threads", "gpu", "git_commit",
-              "git_changes")
+PROVENANCE = ("python", "torch", "transformers", "platform", "cpu", "cpu_threads", "gpu", "deterministic",
+              "cuda", "git_commit", "git_changes")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 import ctypes
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -24,9 +25,19 @@ EVAL_BATCH_SIZES = {"cpu": 16, "cuda": 128}
 HERE = Path(__file__).resolve().parents[1]
 
 
+def resolve_precision(device, precision):
+    """What --precision auto means on the device that --device means: bf16 where that multiplies it in
+    hardware, else fp32. Another precision is itself."""
+    if precision != "auto":
+        return precision
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    return "bf16" if (torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu
+                      else cpu_has_bf16()) else "fp32"
+
+
 def resolve_device(device, precision):
-    """The torch device for --device; InputError where it, or bf16 on a GPU, is not there. A CPU without bf16
-    instructions computes it all the same, and is warned of."""
+    """The torch device for --device; InputError where it, or the precision on it, is not there. A CPU without
+    bf16 instructions computes it all the same, and is warned of."""
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: no CUDA device found; use --device cpu or auto")
     if device == "auto":
@@ -34,11 +45,36 @@ def resolve_device(device, precision):
     if (precision == "bf16" and device == "cuda"
             and not torch.cuda.is_bf16_supported(including_emulation=False)):
         raise InputError("--precision bf16: this GPU has no bfloat16 instructions; use --precision fp32")
+    if precision == "tf32" and (device == "cpu" or torch.cuda.get_device_capability() < (8, 0)):
+        where = "a CPU" if device == "cpu" else "a GPU before Ampere"
+        raise InputError(f"--precision tf32: found on {where}, which has no TF32; use --precision fp32, or"
+                         " auto")
     if precision == "bf16" and device == "cpu" and not cpu_has_bf16():
         print(
             "warning: --precision bf16: this CPU has no bfloat16 instructions, and is several times slower"
             " with it than with --precision fp32", file=sys.stderr)
     return torch.device(device)
+
+
+def set_arithmetic(device, precision, nondeterministic):
+    """How a GPU multiplies float32, and whether it may use kernels that do not give the same bytes twice; on
+    a CPU there is nothing to set. Before the GPU is first used: cuBLAS reads its setting then."""
+    if device.type != "cuda":
+        return
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    if not nondeterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(not nondeterministic)
+    # else every new tensor is written over once more, for programs that read what nobody wrote
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def faster_precision(device, precision):
+    """A line that says what would be faster on this machine; None if nothing is known to be."""
+    if device.type == "cpu" and precision == "fp32" and cpu_has_bf16():
+        return ("this CPU multiplies bfloat16 in hardware: --precision bf16 is faster here (docs/TIMING.md"
+                " says by how much, and what it does to results)")
 
 
 def keep_freed_memory():
@@ -95,6 +131,22 @@ def say_needs(args, checkpoints, train, kept_layers, teacher_copies, device, say
             (": it may not be enough" if short else ""))
 
 
+def out_of_memory(error):
+    """Whether a RuntimeError says that there is no memory left, on a GPU or a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def say_out_of_memory(error):
+    """One line: what was asked for, and what helps."""
+    asked = re.search(r"(?:allocate|allocate memory: you tried to allocate) ([\d.]+ (?:[KMG]i?B|bytes))",
+                      str(error))
+    kind = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
+    more = f" ({asked[1]} more were asked for)" if asked else ""
+    return (f"out of memory on {kind}{more}; what was saved is whole, and the same command goes on. Less is"
+            " needed with smaller --train_dataloader_size and --val_dataloader_size (in all runs that are"
+            " compared), a smaller --eval_batch_size or --max_seq_length, or fewer runs at a time")
+
+
 def environment():
     """Versions, machine and, when there is one, git commit."""
     def git(*words):
@@ -109,7 +161,9 @@ def environment():
     return {
         "python": platform.python_version(),
         **{name: version_of(name) for name in PACKAGES}, "platform": platform.platform(), "cpu": cpu_name(),
-        "cores": os.cpu_count(), "cpu_threads": torch.get_num_threads(), "gpu": gpu, "git_commit": commit,
+        "cores": os.cpu_count(), "cpu_threads": torch.get_num_threads(), "gpu": gpu,
+        "deterministic": torch.are_deterministic_algorithms_enabled() if gpu else None,
+        "cuda": torch.version.cuda if gpu else None, "git_commit": commit,
         "git_changes": bool(git("status", "--porcelain")) if commit else None, "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")
     }

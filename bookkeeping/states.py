@@ -9,6 +9,7 @@ after it, with everything else and the checksum of the first. Each is written to
 renamed, and an older pair is removed only when a newer one is whole, so that a good state is there whenever
 the process ends.
 """
+import math
 import os
 import shutil
 import time
@@ -25,6 +26,7 @@ from bookkeeping.files import checksum, read_record, sync, write_record
 from bookkeeping.signals import requested, stop_if_asked
 
 SHARE = 0.01  # of the time since a phase began that saving at ends of epochs and episodes may take
+DEAREST = 0.02  # of the time that saving every so many seconds may take
 
 
 # --- objects as data ----------------------------------------------------------------------------------------
@@ -167,8 +169,9 @@ class Meter:
 
 
 def weights_are_finite(module):
-    """Whether all weights are."""
-    return bool(torch.stack([parameter.detach().isfinite().all() for parameter in module.parameters()]).all())
+    """Whether all weights are: the largest of each tensor's is."""
+    largest = torch._foreach_norm([parameter.detach() for parameter in module.parameters()], ord=math.inf)
+    return bool(torch.stack(largest).isfinite().all())
 
 
 # --- states on disk -----------------------------------------------------------------------------------------
@@ -182,7 +185,7 @@ class Saver:
         self.folder, self.identity, self.seconds, self.say = Path(folder), identity, seconds, say
         self.run = run
         self.began = self.last = time.perf_counter()
-        self.cost, self.saves, self.number, self.found = 0.0, 0, 0, None
+        self.cost, self.saves, self.number, self.found, self.newest_cost = 0.0, 0, 0, None, 0.0
 
     def newest(self):
         """(path, content) of the newest state's .json file; None if there is none of this identity.
@@ -224,7 +227,9 @@ class Saver:
         """Save `state`, a dictionary of objects, if it is time, and end the run if a signal asked for it.
         at_end: of an epoch or episode."""
         now = time.perf_counter()
-        due = now - self.last >= self.seconds or (at_end and self.cost <= SHARE * (now - self.began))
+        # a state that takes long to write is written less often; 0 seconds: whatever it takes
+        seconds = self.seconds and max(self.seconds, self.newest_cost / DEAREST)
+        due = now - self.last >= seconds or (at_end and self.cost <= SHARE * (now - self.began))
         if due or requested:
             self.save(state)
         stop_if_asked()
@@ -258,7 +263,8 @@ class Saver:
                 old.unlink()
         self.saves += 1
         self.last = time.perf_counter()
-        self.cost += self.last - start
+        self.newest_cost = self.last - start
+        self.cost += self.newest_cost
 
     def clear(self):
         """The phase is finished, or begins again."""

@@ -3,12 +3,12 @@
     python scripts/benchmark.py --task CB --data_dir D --teacher_model M [--student_model M] --json OUT
 
 All other flags of main_superglue.py are taken too, and decide how long the run is that the figures are
-extrapolated to. Three processes, of which one works at a time, hold the same models and are given the same
-batches:
+extrapolated to. Processes of which one works at a time hold the same models and are given the same batches:
 
 - naive: everything padded to --max_seq_length, the teacher run at every step that asks for it, evaluation in
   batches of 8, torch's default AdamW, float32. The loops and losses are the project's own.
-- ours: what main_superglue.py does.
+- ours: what main_superglue.py does; and in bfloat16, where the device multiplies that in hardware and ours is
+  not asked to (column "bf16").
 - bare: forward, backward and fused AdamW step of the model that a phase trains, on the same batches as ours,
   and nothing else.
 
@@ -51,7 +51,12 @@ from arguments import parse_arguments, resolve_protocol
 from baselines import METHODS
 from bookkeeping.errors import InputError, TrainingError
 from bookkeeping.files import write_json
-from bookkeeping.machine import keep_freed_memory, peak_memory_bytes
+from bookkeeping.machine import (
+    keep_freed_memory,
+    peak_memory_bytes,
+    resolve_precision,
+    set_arithmetic,
+)
 from bookkeeping.states import Trained
 from curriculum import CurriculumTraining, Policy, QuizBatches, train_curriculum
 from data_utils import RandomStreams, Split, resolve_settings
@@ -252,11 +257,15 @@ class Side:
         torch.set_num_threads(threads)
         start = time.perf_counter()
         usual = ["--eval_batch_size", "8", "--precision", "fp32", "--set", "padding=max_length"]
-        args = self.args = parse_arguments([*argv, *usual] if kind == "naive" else argv)
+        more = {"naive": usual, "bf16": ["--precision", "bf16"]}.get(kind, [])
+        kind = "ours" if kind == "bf16" else kind
+        args = self.args = parse_arguments([*argv, *more])
+        args.precision = resolve_precision(args.device, args.precision)
         inputs = read_inputs(args, resolve_settings(args))
         inputs.checkpoints.probe(args, inputs.protocol)
         if inputs.device.type == "cpu" and kind != "naive":
             keep_freed_memory()
+        set_arithmetic(inputs.device, args.precision, args.nondeterministic)
         self.lab = Experiment(inputs, Quiet(), None)
         self.train, self.quiz = inputs.data["train"], inputs.data["quiz"]
         self.pipe, self.kind, self.steps, self.count, self.passes = pipe, kind, steps, count, 0
@@ -509,7 +518,8 @@ def measure(processes, beside, phase, own):
     for process in (*processes.values(), *beside):
         process.pipe.send(PLAIN)  # there is no further round: the phase ends
     step = {side: spread([found["step_s"] for found in seen[side]]) for side in seen}
-    evaluation = {side: spread([found["evaluation_s"] for found in seen[side]]) for side in ("naive", "ours")}
+    evaluation = {side: spread([found["evaluation_s"] for found in seen[side]]) for side in seen
+                  if side != "bare"}
     tokens = statistics.median(found["tokens"] for found in seen["bare"])
 
     def seconds(side, step_s, evaluation_s):
@@ -523,6 +533,7 @@ def measure(processes, beside, phase, own):
         "naive_s": total["naive"],
         "ours_s": total["ours"],
         "bare_s": total["bare"],
+        **{f"{side}_s": total[side] for side in total if side == "bf16"},
         "ratio": total["naive"] / total["ours"],
         "over_bare": statistics.median(over_bare),
         "over_bare_spread": spread(over_bare),
@@ -541,7 +552,7 @@ def measure(processes, beside, phase, own):
                                  "speedup": len(beside) * total["ours"] / statistics.median(each)}
     if own.profile:
         entry["profile"] = {}
-        for side in ("naive", "ours"):
+        for side in evaluation:
             parts = {name: counts[side]["steps"] * part for name, part in closer[side]["parts"].items()}
             parts["evaluation"] = counts[side]["evaluations"] * evaluation[side]["median"]
             parts["frozen outputs, once"] = counts[side]["once_s"]
@@ -607,17 +618,21 @@ def import_seconds():
 
 def report(result):
     """The figures as markdown."""
-    print("| phase | naive, s | ours, s | bare steps, s | naive / ours | step over bare | tokens/s, ours |\n"
-          "|---|---|---|---|---|---|---|")
+    print("| phase | naive, s | ours, s | ours in bf16, s | bare steps, s | naive / ours | naive / bf16 |"
+          " step over bare | tokens/s, ours |\n|---|---|---|---|---|---|---|---|---|")
     for phase, entry in result["phases"].items():
-        print(
-            f"| {phase} | {entry['naive_s']:.1f} | {entry['ours_s']:.1f} | {entry['bare_s']:.1f} |"
-            f" {entry['ratio']:.2f} | {entry['over_bare']:.2f} ({entry['over_bare_spread']['min']:.2f} to"
-            f" {entry['over_bare_spread']['max']:.2f}) | {entry['tokens_per_second']['ours']:.0f} |"
-        )
+        bf16 = [f"{entry['bf16_s']:.1f}", f"{entry['naive_s'] / entry['bf16_s']:.2f}"] if (
+            "bf16_s" in entry) else ["", ""]
+        over = entry["over_bare_spread"]
+        print(f"| {phase} | {entry['naive_s']:.1f} | {entry['ours_s']:.1f} | {bf16[0]} |"
+              f" {entry['bare_s']:.1f} | {entry['ratio']:.2f} | {bf16[1]} |"
+              f" {entry['over_bare']:.2f} ({over['min']:.2f} to {over['max']:.2f}) |"
+              f" {entry['tokens_per_second']['ours']:.0f} |")
     run, column = result["run"], result["column"]
     print(f"\nwhole run: {run['naive_s']:.0f} s naive, {run['ours_s']:.0f} s ours,"
           f" {run['ratio']:.2f} times as fast")
+    if "bf16_s" in run:
+        print(f"in bf16: {run['bf16_s']:.0f} s, {run['naive_s'] / run['bf16_s']:.2f} times as fast")
     print(f"column of eleven rows: {column['ours_s']:.0f} s ours,"
           f" {column['column_over_naive_run']:.2f} naive runs")
     peaks = result["peak_memory_bytes"].items()
@@ -672,10 +687,12 @@ def read_flags():
 def main():
     own, args, argv = read_flags()
     settings, threads = resolve_settings(args), torch.get_num_threads()
+    in_bf16 = args.precision == "fp32" and resolve_precision(args.device, "auto") == "bf16"
     with tempfile.TemporaryDirectory() as work:
         count = own.rounds + 1
         processes = {side: Process(side, argv, f"{work}/{side}", own.steps,
-                                   count + (side == "bare" or own.profile), threads) for side in SIDES}
+                                   count + (side == "bare" or own.profile), threads)
+                     for side in (*SIDES, *["bf16"] * in_bf16)}
         beside = [Process("ours", argv, f"{work}/beside{n}", own.steps, count, max(1, threads // own.jobs))
                   for n in range(own.jobs if own.jobs > 1 else 0)]
         phases = {phase: measure(processes, beside if phase == "mpdistil" else [], phase, own)
@@ -689,16 +706,17 @@ def main():
     for entry in phases.values():
         reached = entry["flops_per_step"] / entry["step_s"]["ours"]["median"]
         entry["model_flops_utilisation"] = reached / peak if peak else None
-    naive_s, ours_s = (startup_s + sum(entry[f"{side}_s"] for entry in phases.values())
-                       for side in ("naive", "ours"))
+    whole = {f"{side}_s": startup_s + sum(entry[f"{side}_s"] for entry in phases.values())
+             for side in ("naive", "ours", *["bf16"] * in_bf16)}
     column_s = column_of(phases, startup_s, own.jobs)
     result = {
         "machine": describe_machine(threads),
         "settings": {**settings, "rounds": own.rounds, "steps": own.steps, "jobs": own.jobs},
         "phases": phases,
         "startup_s": startup_s,
-        "run": {"naive_s": naive_s, "ours_s": ours_s, "ratio": naive_s / ours_s},
-        "column": {"naive_run_s": naive_s, "ours_s": column_s, "column_over_naive_run": column_s / naive_s},
+        "run": {**whole, "ratio": whole["naive_s"] / whole["ours_s"]},
+        "column": {"naive_run_s": whole["naive_s"], "ours_s": column_s,
+                   "column_over_naive_run": column_s / whole["naive_s"]},
         "peak_memory_bytes": {side: found["peak"] for side, found in usage.items()},
         "teacher_passes_per_example": usage["ours"]["passes"],
         "methods": methods,

@@ -106,14 +106,15 @@ def predict_file(args):
     """Read, predict, write, and score where there are labels."""
     folder, facts = find_model(args.model)
     choices = facts["protocol_choices"]
-    task, device = task_of(facts, folder), resolve_device(args.device, facts["precision"])
+    bf16 = facts["precision"] == "bf16"  # tf32 is a GPU's way to multiply float32
+    task, device = task_of(facts, folder), resolve_device(args.device, "bf16" if bf16 else "fp32")
     examples = read_inputs(args.inputs, task, choices["text_case"])
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     split = encode_split(task, "inputs", examples, tokenizer, facts["max_seq_length"], choices["cls_segment"],
                          choices["padding"])
     for remark in split.remarks():
         print(remark, file=sys.stderr)
-    encoder = load_encoder(folder, facts["precision"] == "bf16").to(device)
+    encoder = load_encoder(folder, bf16).to(device)
     heads = Heads([task], encoder.body.config.hidden_size, 0, "student")
     load_heads(heads, folder, [task.name])
     outputs = outputs_of(encoder, heads.to(device).eval(), task, split,

@@ -155,7 +155,8 @@ REFERENCE = {  # case of test_reference.py: mutations as above
         ("kd_200 looks after whole passes", "main_superglue.py", "epoch_steps=steps", "epoch_steps=None"),
         ("train and quiz are divided by another seed", "data_utils.py", "(split_seed, task_name, number)",
          "(0, task_name, number)"),
-        ("the student's heads are drawn as the teacher's", "main_superglue.py", 'args.seed, "student", ',
+        ("the student's heads are drawn as the teacher's", "main_superglue.py",
+         'checkpoints.student, inputs.tasks, args.seed, "student", ',
          'args.seed, "teacher", '),
     ),
     "quiz selects": (
@@ -189,8 +190,8 @@ REFERENCE = {  # case of test_reference.py: mutations as above
     ),
     "readings": (
         ("skip compares the first layers", "meta_policy.py", "[number * depth // nlayers if", "[number if"),
-        ("skip counts the embeddings", "meta_policy.py", "number - 1 for number in settings.compared",
-         "number - 2 for number in settings.compared"),
+        ("skip counts the embeddings", "models.py", "states[number - 1] for number in numbers",
+         "states[number - 2] for number in numbers"),
         ("the soft loss of probabilities for logits", "meta_policy.py",
          'if settings.soft_loss == "probabilities":', "if True:"),
         ("the meta-teacher's term is always constant", "curriculum.py", 'settings.meta_term == "attached"',

@@ -30,6 +30,11 @@ class Job:
     process: subprocess.Popen | None = field(default=None, repr=False)
     started: float = 0.0
 
+    def __post_init__(self):
+        if self.args.precision == "auto":  # which one it is hangs on the machine that runs it
+            raise InputError("argument --precision: auto found, expected fp32, tf32 or bf16: all runs of a"
+                             " sweep must compute alike, on whichever machine they run")
+
     @property
     def folder(self):
         return self.args.output_dir

@@ -281,3 +281,46 @@ def test_runs_that_make_no_submission_are_refused(tmp_path, capsys):
     refused(capsys, make_submission.main([str(runs[1]), "--output", str(tmp_path / "none" / "x.zip")]),
             "--output", "none/x.zip")
     refused(capsys, make_submission.main([str(runs[1]), "--output", str(tmp_path / "x")]), "--output", ".zip")
+
+
+# --- predictions to be scored later -------------------------------------------------------------------------
+
+def test_predictions_without_labels_are_kept_small(command, data_dir, tmp_path, capsys):
+    """Each once, in the same bytes; unpacked they are scored as the run's own; a zip is added to."""
+    import keep_predictions
+    _, first = command(folder="cb/first", stop_after="kd", undistilled=True)
+    _, other = command(folder="cb/other", stop_after="kd", undistilled=True, kd_200=False, seed=43)
+    _, again = command(folder="cb/again", stop_after="kd", undistilled=True)  # shares all phases
+    kept = tmp_path / "kept.zip"
+    assert keep_predictions.main([str(first), str(again), "--output", str(kept)]) == 0
+    assert "3 prediction files, 3 of them new, of 2 finished runs" in capsys.readouterr().out
+    before = kept.read_bytes()
+    assert keep_predictions.main([str(first), "--output", str(kept)]) == 0 and kept.read_bytes() == before
+    assert keep_predictions.main([str(other), "--output", str(kept)]) == 0
+    assert "6 prediction files, 3 of them new, of 1 finished runs" in capsys.readouterr().out
+    with zipfile.ZipFile(kept) as content:
+        content.extractall(tmp_path / "there")
+        assert "cb/first/kd/test/CB.jsonl" in content.namelist()
+        assert not any("/dev/" in name for name in content.namelist())
+    for row in ("teacher", "student", "kd"):
+        file = tmp_path / "there" / "cb" / "first" / row / "test" / "CB.jsonl"
+        assert file.read_bytes() == (first / "predictions" / row / "test" / "CB.jsonl").read_bytes()
+    predicted = [json.loads(line) for line in file.read_text().splitlines()]
+    (tmp_path / "labels" / "CB").mkdir(parents=True)
+    labels = tmp_path / "labels" / "CB" / "test.jsonl"
+    lines = [json.loads(line) for line in (data_dir / "CB" / "test.jsonl").read_text().splitlines()]
+    labels.write_text("".join(json.dumps({**line, "label": guess["label"]}) + "\n"
+                              for line, guess in zip(lines, predicted, strict=True)))
+    assert score.main(["--predictions", str(file.parent), "--labels", str(labels)]) == 0
+    assert "| CB | 8/8 | 100.0 |" in capsys.readouterr().out
+
+    file = first / "predictions" / "kd" / "test" / "CB.jsonl"
+    file.write_text(file.read_text() + "\n")
+    for runs, output, said in (
+            (first, kept, "has other predictions as cb/first/kd/test/CB.jsonl than"),
+            (labels.parent, kept, "no finished run found, expected folders with a result.json"),
+            (first, labels, "not a zip that can be added to")):
+        before = output.read_bytes()
+        assert keep_predictions.main([str(runs), "--output", str(output)]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1 and output.read_bytes() == before

@@ -1,7 +1,8 @@
 """Figures in words, and a page of tables as markdown, LaTeX, CSV or HTML.
 
 A page is a list of (kind, content): ("heading", text), ("text", text), ("limits", text), which LaTeX has as a
-comment, ("list", texts), ("table", (title, header, rows of texts)). pandas, which `datasets` brings along,
+comment, ("list", texts), ("figures", None), where HTML has the drawings, ("table", (title, header, rows of
+texts)). pandas, which `datasets` brings along,
 does the formats (with tabulate and jinja2: scripts/requirements.txt).
 """
 import os
@@ -49,7 +50,7 @@ def to_markdown(page):
         elif kind == "table":
             frame = as_frame(*content[1:])
             parts.append(frame.to_markdown(index=False, disable_numparse=True, tablefmt="pipe"))
-        else:
+        elif kind != "figures":
             parts.append("\n".join(f"- {line}" for line in content) if kind == "list" else content)
     return "\n\n".join(parts) + "\n"
 
@@ -75,9 +76,14 @@ def to_csv(header, rows):
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#111}
 table{border-collapse:collapse;margin:1rem 0;font-size:13px}
-th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid #ccc}
-th{border-bottom:2px solid #333}tr:hover td{background:#f3f3f3}.wide{overflow-x:auto}figure{margin:1.5rem 0}
-figure svg{max-width:100%;height:auto}figcaption{color:#444}"""
+th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid #ccc;white-space:nowrap}
+th{border-bottom:2px solid #333}td:first-child,th:first-child{position:sticky;left:0;background:#fff}
+tr:hover td{background:#f3f3f3}.wide{overflow-x:auto}figure{margin:1.5rem 0}li{overflow-wrap:anywhere}
+figure svg{max-width:100%;height:auto}figcaption{color:#444}
+@media(max-width:40rem){body{margin:1rem auto}td:first-child{white-space:normal;min-width:8rem}}
+@media print{@page{size:landscape}body{margin:0;max-width:none;font-size:10pt}table{font-size:6.5pt}
+.wide{overflow:visible}th,td{padding:.1rem .3rem}td:first-child,th:first-child{position:static}
+h2{break-after:avoid}tr,figure{break-inside:avoid}}"""
 HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">"""
 
@@ -98,12 +104,11 @@ def to_html(page, drawings, records, places, output):
             parts.append(f"<p>{marked(content)}</p>")
         elif kind == "list":
             parts.append("<ul>" + "".join(f"<li>{marked(line)}</li>" for line in content) + "</ul>")
+        elif kind == "figures":
+            parts += [f"<figure>{svg[svg.index('<svg'):]}<figcaption>{escape(caption)}</figcaption></figure>"
+                      for caption, svg in drawings]
         else:
             parts.append(f'<div class="wide">{as_frame(*content[1:]).to_html(index=False, border=0)}</div>')
-    parts.append("<h2>Figures</h2>")
-    for caption, svg in drawings:
-        picture = svg[svg.index("<svg"):]
-        parts.append(f"<figure>{picture}<figcaption>{escape(caption)}</figcaption></figure>")
     parts.append("<h2>Runs</h2><ul>")
     here = output.resolve().parent if output else Path.cwd()
     for record in records:

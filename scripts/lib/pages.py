@@ -315,13 +315,15 @@ def build(found, table, table_name, left_out, source, notes):
              *protocol_texts(found)]
     return [
         ("heading", f"Table {table_name}: {table['title']}" if table["values"] else table["title"]),
+        ("heading", "What the runs say"),
+        ("list", list(sentences(found, rows, factors, wins))),
+        ("figures", None),
+        ("heading", "Ours beside the paper's" if table["values"] else "All rows"),
         ("text", f"{LEVELS}; in the columns `paper` the numbers of {source}" if table["values"]
          else f"{LEVELS}."),
         ("table", ("main", *main_table(found, table))),
         *(("limits", text) for text in [limit_text(found)] if text),
         *(("text", text) for text in below if text),
-        ("heading", "What the runs say"),
-        ("list", list(sentences(found, rows, factors, wins))),
         ("heading", "What was run"),
         ("list", [*notes, *describe(found)]),
         *([("heading", "Correct answers by seed"), ("table", ("counts", *counts))] if counts else []),

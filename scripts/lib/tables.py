@@ -65,18 +65,21 @@ def same_mark(found, task, name):
 
 
 def main_table(found, table):
-    """A row of the paper a line, ours beside the paper's number, column by column."""
+    """A row of the paper a line, ours beside the paper's number, column by column of those that have runs
+    (missing_texts names the others)."""
+    columns = [(position, column, metric) for position, (column, metric) in enumerate(table["columns"])
+               if task_of(column) in found.tasks]
     seeds = {column: {len(found.cell(task_of(column), name)) for name in ROWS} - {0}
-             for column, _ in table["columns"]}
+             for _, column, _ in columns}
     header, lines = ["row"], []
-    for column, metric in table["columns"]:
+    for _, column, metric in columns:
         all_have = f" (n = {max(seeds[column])})" if len(seeds[column]) == 1 else ""
         # the paper's word for it, or ours
         said = metric if table["values"] else METRIC_NAMES.get(metric, metric)
         header += [f"{column} {said}{all_have}", *["paper"] * bool(table["values"])]
     for name in rows_of(found):
         line = [label_of(name)]
-        for position, (column, metric) in enumerate(table["columns"]):
+        for position, column, metric in columns:
             values, ours = list(figures_of(found, column, metric, name).values()), MISSING
             if values:
                 count = f" (n = {len(values)})" if len(seeds[column]) > 1 else ""
@@ -86,18 +89,16 @@ def main_table(found, table):
                 paper = table["values"].get(name)
                 line.append(f"{paper[position]:.1f}" if paper else "-")
         lines.append(line)
-    return header, [*lines, floor_line(found, table)]
+    return header, [*lines, floor_line(found, table, columns)]
 
 
-def floor_line(found, table):
+def floor_line(found, table, columns):
     """What the best constant answer would give."""
     classes = {found.counts(task) for task in found.tasks}
     line = [{True: FLOOR, False: "Mean of the labels"}[classes.pop()] if len(classes) == 1
             else f"{FLOOR}, mean of the labels"]
-    for column, metric in table["columns"]:
-        task, given = task_of(column), None
-        if task in found.tasks:
-            given = figure_of(found.floor(task, SPLITS.get(metric, "dev")), metric)
+    for _, column, metric in columns:
+        given = figure_of(found.floor(task_of(column), SPLITS.get(metric, "dev")), metric)
         line += [MISSING if given is None else f"{100 * given:.1f}", *["-"] * bool(table["values"])]
     return line
 

@@ -63,7 +63,8 @@ def keep(args):
             if content.setdefault(name, path.read_bytes()) != path.read_bytes():
                 raise InputError(f"--output {args.output}: has other predictions as {name} than {path}; give"
                                  " another --output, or the runs other names")
-    part = args.output.with_name(f"{args.output.name}.part")  # what was there stays until the new one is whole
+    # what was there stays until the new one is whole
+    part = args.output.with_name(f"{args.output.name}.part")
     try:
         with zipfile.ZipFile(part, "w") as kept:
             for name in sorted(content):  # of a fixed date, so that nothing but the content counts

@@ -120,6 +120,11 @@ def test_cuda_where_there_is_none(command, capsys):
     refused(command, capsys, "--device cuda", "use --device cpu", device="cuda")
 
 
+def test_tf32_on_a_cpu(command, capsys):
+    refused(command, capsys, "--precision tf32: found on a CPU, which has no TF32", "use --precision fp32",
+            precision="tf32")
+
+
 @pytest.mark.parametrize("there", (False, True))
 def test_bf16_on_a_cpu_warns_where_it_is_slow(there, command, capsys, monkeypatch):
     monkeypatch.setattr("bookkeeping.machine.cpu_has_bf16", lambda: there)

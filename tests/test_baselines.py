@@ -226,6 +226,10 @@ def test_a_family_without_such_scores_is_refused(command, encoders, capsys):
         assert code == 2 and f"--baselines {method}: it reads attention scores" in error
         assert not folder.exists()
         assert "deberta-v2 are not q k / sqrt(d) alone" in error and error.count("\n") == 1
+    code, folder = command(teacher_model=encoders["deberta"], baselines=["theseus"], stop_after="kd")
+    error = capsys.readouterr().err
+    assert code == 2 and "--baselines theseus: it runs layers of teacher and student in one network" in error
+    assert not folder.exists() and error.count("\n") == 1
 
 
 def test_what_is_learnt_beside_a_student_does_not_change_its_dropout(encoders):
@@ -552,6 +556,7 @@ def test_constants_are_part_of_a_phase_and_teachers_are_not(command):
     (["--baselines", "takd", "--baseline_set", "takd.temperature=0"], "expected a number more than 0"),
     (["--baselines", "annealing_kd", "--baseline_set", "annealing_kd.steps=1.5"], "expected a whole number"),
     (["--baselines", "annealing_kd", "--baseline_set", "annealing_kd.share=0"], "more than 0 and at most 1"),
+    (["--baselines", "theseus", "--baseline_set", "theseus.start=1.5"], "at least 0 and at most 1"),
     (["--baselines", "takd", "--baseline_set", "takd"], "expected METHOD.KEY=VALUE")])
 def test_what_no_method_has_is_refused(words, said, capsys):
     with pytest.raises(SystemExit):

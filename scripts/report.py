@@ -179,7 +179,9 @@ def episode_curves(run):
             right.plot([n for n, *_ in scored], [value for *_, value in scored], color="black", linewidth=1)
             right.set(xlabel="episode", ylabel=f"dev {scored[0][1]}, %")
 
-    return figure(draw, "The reward of each episode, summed over its steps, and the score on dev after it.")
+    change = run["result"]["protocol_choices"].get("reward_of") == "improvement"
+    what = "What the update of each step adds to the reward" if change else "The reward of each step"
+    return figure(draw, f"{what}, summed over an episode, and the score on dev after it.")
 
 
 def curriculum(run):

@@ -30,6 +30,7 @@ def test_a_page_of_classes(command, page):
         counts, share = f"{dev['correct']}/{dev['total']}", f"{100 * dev['accuracy']:.1f}"
         assert f"<td>{row}</td><td>{counts}</td><td>{share}</td>" in text
     assert text.count("<figure>") == 4 and "most frequent class" in text
+    assert "The reward of each step, summed" in text
     answers = [[line["label"] for line in read_lines(folder / "predictions" / row / "dev" / "CB.jsonl")]
                for row in ("teacher", "mpdistil")]
     differ = sum(one != other for one, other in zip(*answers))
@@ -38,10 +39,12 @@ def test_a_page_of_classes(command, page):
 
 
 def test_a_page_of_numbers(command, glue, page):
-    code, folder = command("STS-B", data_dir=glue, tasks=["STS-B"], quiz_size=4, curriculum="main_task")
+    code, folder = command("STS-B", data_dir=glue, tasks=["STS-B"], quiz_size=4, curriculum="main_task",
+                           set=["reward_of=improvement"])
     text = page(folder)
     assert code == 0 and "mean of the labels" in text and "STS-B/quiz 4 of 5 (--quiz_size)" in text
     assert "12 of 12 dev examples whose squared errors differ" in text and "Pearson, %" in text
+    assert "What the update of each step adds to the reward, summed over an episode" in text
 
 
 def test_texts_are_escaped_and_missing_data_are_said(command, data_dir, tmp_path, page):

@@ -75,8 +75,7 @@ REPLAY = (  # what is changed, file, text found there exactly once, text put in 
     ("student from the last epoch", "metrics.py", "module.load_state_dict(self.weights)", "pass"),
     ("dropout on in training", "models.py", 'if dropout == "training":', "if True:"),
     ("padding attended to", "models.py",
-     "self.body(input_ids=batch.input_ids, attention_mask=batch.attention_mask",
-     "self.body(input_ids=batch.input_ids, attention_mask=torch.ones_like(batch.attention_mask)"),
+     "mask = batch.attention_mask\n", "mask = torch.ones_like(batch.attention_mask)\n"),
 )
 REFERENCE = {  # case of test_reference.py: mutations as above
     "dropout": (
@@ -130,8 +129,8 @@ REFERENCE = {  # case of test_reference.py: mutations as above
         ("orders have the seed of another phase", "data_utils.py",
          "seeded_generator(self.seed, self.phase, *purpose)", 'seeded_generator(self.seed, "kd", *purpose)'),
         ("the reward is always over the first batch", "curriculum.py",
-         "places = torch.from_numpy(indices)", "indices = episode.order[0]\n"
-         "                places = torch.from_numpy(indices)"),
+         "places = to_device(indices, device)", "indices = episode.order[0]\n"
+         "                places = to_device(indices, device)"),
         ("the reward over the size of the batch", "curriculum.py", "quiz_size=len(main_quiz)",
          "quiz_size=len(indices)"),
         ("phase 4 reads the teacher's head, not T'", "main_superglue.py",

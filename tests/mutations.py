@@ -156,7 +156,7 @@ REFERENCE = {  # case of test_reference.py: mutations as above
          "(0, task_name, number)"),
         ("the student's heads are drawn as the teacher's", "main_superglue.py",
          'checkpoints.student, inputs.tasks, args.seed, "student", ',
-         'args.seed, "teacher", '),
+         'checkpoints.student, inputs.tasks, args.seed, "teacher", '),
     ),
     "quiz selects": (
         ("dev selects where quiz should", "main_superglue.py",

@@ -11,6 +11,8 @@ import transformers
 from lib.peer import check_environment, check_flags, check_splits, compare_sides, evaluations_of, padded
 from lib.peer_side import Rounds, stand_in
 
+import benchmark
+from arguments import parse_arguments
 from bookkeeping.errors import InputError
 from conftest import as_words
 from data_utils import load_task
@@ -20,10 +22,11 @@ from test_scripts import script
 PHASES = ("teacher", "kd", "meta_teacher", "mpdistil")
 
 
-def compare(tmp_path, peer, **flags):
+def words_of(tmp_path, peer, **flags):
+    """The benchmark's command line, small."""
     settings = {"peer": peer, "task": "CB", "tasks": ["CB", "RTE"], "max_seq_length": 16,
                 "train_dataloader_size": 6, "val_dataloader_size": 6, "json": tmp_path / "out.json", **flags}
-    return script(sys.executable, "scripts/benchmark.py", *as_words(settings))
+    return ["scripts/benchmark.py", *as_words(settings)]
 
 
 def split_of(task, encoders, data_dir, name):
@@ -33,11 +36,16 @@ def split_of(task, encoders, data_dir, name):
 
 # --- refused ------------------------------------------------------------------------------------------------
 
-def test_an_environment_that_is_not_there_is_refused_in_one_line(encoders, data_dir, tmp_path):
-    done = compare(tmp_path, sys.executable, data_dir=data_dir, teacher_model=encoders["bert"])
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and not (tmp_path / "out.json").exists()
-    assert f"error: --peer {sys.executable}: " in done.stderr and "No package metadata was found" in done.stderr
-    assert "python -m venv PEER && PEER/bin/pip install mpdistil==0.1.0" in done.stderr
+def test_an_environment_that_is_not_there_is_refused_in_one_line(encoders, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", words_of(tmp_path, sys.executable, data_dir=data_dir,
+                                              teacher_model=encoders["bert"]))
+    with pytest.raises(InputError) as refused:
+        benchmark.main()
+    said = str(refused.value)
+    assert said.startswith(f"--peer {sys.executable}: ") and "\n" not in said
+    assert "No package metadata was found for mpdistil; expected mpdistil 0.1.0 there" in said
+    assert "python -m venv PEER && PEER/bin/pip install mpdistil==0.1.0" in said
+    assert not (tmp_path / "out.json").exists()
     other = tmp_path / "python"
     other.write_text("#!/bin/sh\necho 0.2.0\n")
     other.chmod(0o755)
@@ -50,12 +58,11 @@ def test_an_environment_that_is_not_there_is_refused_in_one_line(encoders, data_
 
 
 def test_what_cannot_be_compared_is_refused(encoders, data_dir):
-    sizes = {"train_dataloader_size": 8, "val_dataloader_size": 8}
-    check_flags(SimpleNamespace(device="auto", **sizes))
-    with pytest.raises(InputError, match="--device cuda: found together with --peer"):
-        check_flags(SimpleNamespace(device="cuda", **sizes))
-    with pytest.raises(InputError, match="--val_dataloader_size 4: found together with --peer"):
-        check_flags(SimpleNamespace(device="cpu", **{**sizes, "val_dataloader_size": 4}))
+    check_flags(parse_arguments(["--task", "CB", "--data_dir", "data"]))
+    for flags in (["--device", "cuda"], ["--val_dataloader_size", "4"], ["--kd_200"],
+                  ["--stop_after", "kd"]):
+        with pytest.raises(InputError, match=f"^{flags[0]}.*: found together with --peer"):
+            check_flags(parse_arguments(["--task", "CB", "--data_dir", "data", *flags]))
     check_splits({"dev": split_of("CB", encoders, data_dir, "dev")})
     with pytest.raises(InputError, match="--tasks: COPA found together with --peer"):
         check_splits({"COPA": split_of("COPA", encoders, data_dir, "quiz")})
@@ -161,8 +168,9 @@ def test_both_sides_read_the_same_token_ids(encoders, data_dir):
 @pytest.mark.skipif("MPDISTIL_PEER" not in os.environ,
                     reason="set MPDISTIL_PEER to the interpreter of an environment with mpdistil==0.1.0")
 def test_the_comparison_runs(encoders, data_dir, tmp_path):
-    done = compare(tmp_path, os.environ["MPDISTIL_PEER"], data_dir=data_dir, teacher_model=encoders["bert"],
-                   peer_epochs=1, peer_episodes=2, precision="bf16")
+    words = words_of(tmp_path, os.environ["MPDISTIL_PEER"], data_dir=data_dir, teacher_model=encoders["bert"],
+                     peer_epochs=1, peer_episodes=2, precision="bf16")
+    done = script(sys.executable, *words)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out.json").read_text())
     for clock in ("wall", "cpu"):

@@ -148,14 +148,19 @@ def check_flags(args):
         raise InputError(f"--val_dataloader_size {args.val_dataloader_size}: found together with --peer and"
                          f" --train_dataloader_size {args.train_dataloader_size}, expected the same: the"
                          " package has one batch size")
+    more = [f"--{name}" for name in ("undistilled", "kd_200", "kd_quiz", "baselines", "stop_after")
+            if getattr(args, name)]
+    if more:
+        raise InputError(f"{more[0]}: found together with --peer, which measures the four phases alone; leave"
+                         " it out")
 
 
 def check_splits(splits):
     """InputError where the package cannot read one of them."""
     for split in splits.values():
         if split.task.rows > 1 or not split.task.rules.labels.counts:
-            raise InputError(f"--tasks: {split.task.name} found together with --peer, expected tasks of classes"
-                             " with one row an example; leave it out")
+            raise InputError(f"--tasks: {split.task.name} found together with --peer, expected tasks of"
+                             " classes with one row an example; leave it out")
 
 
 def make_encoder(folder, tokenizer):
@@ -255,58 +260,69 @@ def run_ours(path):
 
 # --- all together -------------------------------------------------------------------------------------------
 
+def config_of(args):
+    """The flags as the package calls them."""
+    return {"teacher_epochs": args.teacher_epochs, "student_epochs": args.epochs,
+            "meta_epochs": args.meta_epochs, "num_episodes": args.num_episodes,
+            "teacher_lr": args.teacher_learning_rate, "student_lr": args.learning_rate,
+            "meta_lr": args.meta_learning_rate, "alpha": args.alpha, "beta": args.beta,
+            "temperature": args.temperature, "reward_type": args.reward_function,
+            "use_competitive_loss": args.use_comp_loss, "batch_size": args.train_dataloader_size,
+            "max_grad_norm": args.max_grad_norm, "weight_decay": args.weight_decay, "seed": args.seed}
+
+
+def write_splits(inputs, length, path):
+    """Write what the package reads: the whole training file, which it splits itself, dev, test and the other
+    tasks' quiz. Returns the other tasks' names."""
+    data, others = inputs.data, [name for name in inputs.quiz if name != inputs.task.name]
+    splits = {"train": join_splits([data["train"], data["quiz"]]),
+              **{name: data[name] for name in ("dev", "test") if name in data},
+              **{name: inputs.quiz[name] for name in others}}
+    check_splits(splits)
+    torch.save({name: padded(split, length) for name, split in splits.items()}, path)
+    return others
+
+
 def measure(python, args, argv, epochs, episodes, threads, read_inputs):
-    """JSON's figures of the comparison. python: the interpreter that has the package; epochs, episodes: that
-    are measured; read_inputs: main_superglue's. The run that is extrapolated to is the one that the flags ask
-    for. InputError where something cannot be used, TrainingError where a side ends early."""
+    """JSON's figures of the comparison. python: the interpreter that has the package; argv: what args was
+    parsed from; epochs, episodes: that are measured; read_inputs: main_superglue's. The run that is
+    extrapolated to is the one that the flags ask for. InputError where something cannot be used,
+    TrainingError where a side ends early."""
     check_environment(python)
     check_flags(args)
     rounds = {phase: getattr(args, flag) for phase, flag in ROUNDS.items()}
     measured = {phase: episodes if phase == "mpdistil" else epochs for phase in ROUNDS}
     with tempfile.TemporaryDirectory() as work:
         work = Path(work)
-        make_encoder(work / "encoder", open_checkpoints(parse_arguments([*argv, "--nlayers", "1"])).tokenizer)
-        flags = [*argv, "--teacher_model", str(work / "encoder"), "--student_model", str(work / "encoder"),
+        encoder, data = str(work / "encoder"), str(work / "data.pt")
+        # whatever layers --teacher_model has
+        make_encoder(encoder, open_checkpoints(parse_arguments([*argv, "--nlayers", "1"])).tokenizer)
+        flags = [*argv, "--teacher_model", encoder, "--student_model", encoder,
                  "--nlayers", str(STUDENT_LAYERS), "--device", "cpu",
                  *(word for phase, count in measured.items() for word in (f"--{ROUNDS[phase]}", str(count)))]
         args = parse_arguments(flags)
         inputs = read_inputs(args, resolve_settings(args))
-        data, others = inputs.data, [name for name in inputs.quiz if name != inputs.task.name]
-        sizes = {phase: len(data["train" if phase in ("teacher", "kd") else "quiz"]) for phase in ROUNDS}
-        splits = {"train": join_splits([data["train"], data["quiz"]]),
-                  **{name: data[name] for name in ("dev", "test") if name in data},
-                  **{name: inputs.quiz[name] for name in others}}
-        check_splits(splits)
-        torch.save({name: padded(split, args.max_seq_length) for name, split in splits.items()},
-                   work / "data.pt")
-        config = {"teacher_epochs": epochs, "student_epochs": epochs, "meta_epochs": epochs,
-                  "num_episodes": episodes, "teacher_lr": args.teacher_learning_rate,
-                  "student_lr": args.learning_rate, "meta_lr": args.meta_learning_rate, "alpha": args.alpha,
-                  "beta": args.beta, "temperature": args.temperature, "reward_type": args.reward_function,
-                  "use_competitive_loss": args.use_comp_loss, "batch_size": args.train_dataloader_size,
-                  "max_grad_norm": args.max_grad_norm, "weight_decay": args.weight_decay, "seed": args.seed,
-                  "report_to": None}
-        spec = {"data": str(work / "data.pt"), "encoder": str(work / "encoder"), "threads": threads,
-                "task": inputs.task.name, "num_labels": inputs.task.outputs, "others": others,
+        spec = {"data": data, "encoder": encoder, "threads": threads, "task": inputs.task.name,
+                "num_labels": inputs.task.outputs, "others": write_splits(inputs, args.max_seq_length, data),
                 "student_layers": STUDENT_LAYERS, "batch_size": args.train_dataloader_size,
-                "config": config, "rounds": measured}
-        bf16 = args.precision == "fp32" and resolve_precision("cpu", "auto") == "bf16"
-        precisions = [resolve_precision("cpu", args.precision), *["bf16"] * bf16]
+                "config": config_of(args), "rounds": measured}
         script = str(ROOT / "scripts" / "lib" / "peer_side.py")
         processes = {"peer": Process([python, "-I", script], spec, work / "peer")}
         ours = [sys.executable, "-c", "import sys; from lib.peer import run_ours; run_ours(sys.argv[1])"]
-        for name in precisions:
-            more = {"flags": [*flags, "--precision", name], "threads": threads}
-            processes[name] = Process(ours, more, work / name)
+        bf16 = args.precision == "fp32" and resolve_precision("cpu", "auto") == "bf16"
+        for name in (resolve_precision("cpu", args.precision), *["bf16"] * bf16):
+            processes[name] = Process(ours, {"flags": [*flags, "--precision", name], "threads": threads},
+                                      work / name)
         for turn in range(sum(measured.values()) + 1):  # the last one: what comes after all rounds
             for process in list(processes.values())[::1 if turn % 2 else -1]:
                 process.go_on()
-        found = {name: process.records for name, process in processes.items()}
-        done = {name: process.done for name, process in processes.items()}
+    examples = {phase: len(inputs.data["train" if phase in ("teacher", "kd") else "quiz"])
+                for phase in ROUNDS}
+    found = {name: process.records for name, process in processes.items()}
     return {"peer": f"mpdistil {VERSION}", "measured": measured, "extrapolated": rounds,
-            **{clock: compare_sides(found, sizes, rounds, clock) for clock in CLOCKS}, "records": found,
-            "torch": {name: entry["torch"] for name, entry in done.items()},
-            "peak_memory_bytes": {name: entry["peak_memory_bytes"] for name, entry in done.items()}}
+            **{clock: compare_sides(found, examples, rounds, clock) for clock in CLOCKS}, "records": found,
+            **{fact: {name: process.done[fact] for name, process in processes.items()}
+               for fact in ("torch", "peak_memory_bytes")}}
 
 
 def report(result):

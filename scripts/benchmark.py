@@ -25,6 +25,10 @@ counted as a distilled one.
 With --baselines the methods to compare with are measured too, each in a process of its own, in turn with
 kd's step: seconds of a step of the first part of the method's training, which is the dearer one, and the
 largest memory of the process.
+
+With --peer PYTHON all this is left out, and ours is measured beside the lab's package, mpdistil 0.1.0, which
+the environment of PYTHON has (scripts/lib/peer.py says how). Its metrics come from a hub; a stand-in for the
+module `evaluate`, with accuracy alone, lets it run offline.
 """
 import argparse
 import multiprocessing
@@ -45,7 +49,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import lib
+from lib import ROOT, peer
 
 from arguments import parse_arguments, resolve_protocol
 from baselines import METHODS
@@ -612,7 +616,7 @@ def peak_flops(precision):
 def import_seconds():
     """Seconds until the program has imported what it needs."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import main_superglue"], cwd=lib.ROOT, check=True)
+    subprocess.run([sys.executable, "-c", "import main_superglue"], cwd=ROOT, check=True)
     return time.perf_counter() - start
 
 
@@ -671,9 +675,16 @@ def read_flags():
          help="phase-4 runs side by side in the column (default: %(default)s)")
     flag("--profile", action="store_true",
          help="also say which part of each phase takes how much of its time")
+    flag("--peer", metavar="PYTHON",
+         help="measure beside the lab's package instead: the interpreter of an environment that has mpdistil"
+              " 0.1.0")
+    flag("--peer_epochs", type=int, default=2,
+         help="epochs of phases 1 to 3 that are measured with --peer (default: %(default)s)")
+    flag("--peer_episodes", type=int, default=6,
+         help="episodes that are measured with --peer (default: %(default)s)")
     own, argv = parser.parse_known_args()
-    if min(own.rounds, own.steps, own.jobs) < 1:
-        parser.error("--rounds, --steps and --jobs must be at least 1")
+    if min(own.rounds, own.steps, own.jobs, own.peer_epochs, own.peer_episodes) < 1:
+        parser.error("--rounds, --steps, --jobs, --peer_epochs and --peer_episodes must be at least 1")
     args = parse_arguments(argv)
     if resolve_protocol(args).phase_order == "alternating":
         parser.error(
@@ -687,6 +698,11 @@ def read_flags():
 def main():
     own, args, argv = read_flags()
     settings, threads = resolve_settings(args), torch.get_num_threads()
+    if own.peer:
+        result = peer.measure(own.peer, args, argv, own.peer_epochs, own.peer_episodes, threads,
+                                  read_inputs)
+        write_json(own.json, {"machine": describe_machine(threads), "settings": settings, **result})
+        return peer.report(result)
     in_bf16 = args.precision == "fp32" and resolve_precision(args.device, "auto") == "bf16"
     with tempfile.TemporaryDirectory() as work:
         count = own.rounds + 1
@@ -730,5 +746,5 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except InputError as error:
+    except (InputError, TrainingError) as error:
         sys.exit(f"error: {error}")

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoConfig, AutoModel
 
 from bookkeeping.checkpoints import count_weights
+from bookkeeping.errors import one_line
 from data_utils import Batch, batches_by_length
 from models import EVAL_TOKENS, Encoder, Model, Pooler, checkpoint_layers, cut_config, own_dense
 
@@ -150,9 +151,10 @@ def steps_of_run(inputs, eval_batch_size):
 def need_of_run(inputs, eval_batch_size, methods, outputs):
     """(bytes that a run needs on its device, in words how they were found): those of the phase that needs
     most, the teacher's training or the student's. A student has beside it what its method of `methods`, the
-    baselines.METHODS to compare with, has of the teacher. Best weights lie in the host's memory, and count on
-    a CPU. outputs: bytes of the frozen teacher's outputs that lie on the device. Small encoders, up to SMALL,
-    are estimated by their weights, which takes no time."""
+    baselines.METHODS to compare with, has of the teacher. On a CPU count besides the best weights, which lie
+    in the host's memory, and once more as much for the gaps that glibc leaves (docs/TIMING.md). outputs:
+    bytes of the frozen teacher's outputs that lie on the device. Small encoders, up to SMALL, are estimated
+    by their weights, which takes no time."""
     args, checkpoints, on_cpu = inputs.args, inputs.checkpoints, inputs.device.type == "cpu"
     copies = max((method.teacher_copies for method in methods), default=0)
     teacher, student = (4 * count_weights(checkpoints.teacher),
@@ -167,12 +169,13 @@ def need_of_run(inputs, eval_batch_size, methods, outputs):
     try:
         taught = predict_need(read_config(checkpoints.teacher), inputs.tasks, of_teacher, **ways)
         learnt = predict_need(read_config(checkpoints.student), inputs.tasks, of_student, nlayers, **ways)
-    except RuntimeError:  # how torch says, with many types, that an operator wants values
-        return least, "at least, by weights alone: this encoder asks for values, so no step is predicted"
-    # once the teacher's weights, where they run; where they learn, their moments too, and each takes its step
-    beside = [learnt.peak + min(copies, 3) * taught.weights]
-    beside += [taught.peak + learnt.kept] * (copies > 1)
-    size = max(taught.peak + on_cpu * taught.weights, max(beside) + on_cpu * learnt.weights + outputs)
+    except RuntimeError as error:  # how torch says, with many types, that an operator wants values
+        return least, f"at least, by weights alone: this encoder takes no fake tensors, {one_line(error)}"
+    if copies > 1:  # a teacher that learns too: both stay in memory, and each takes its step
+        beside = max(learnt.peak + taught.kept, taught.peak + learnt.kept)
+    else:
+        beside = learnt.peak + copies * taught.weights
+    size = max(taught.peak + 2 * on_cpu * taught.weights, beside + 2 * on_cpu * learnt.weights + outputs)
     virtual = any(method.from_quiz for method in methods)
     return size, "at least: predicted, but for metadistil's virtual step" if virtual else "predicted"
 

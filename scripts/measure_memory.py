@@ -8,8 +8,9 @@ phase 1 (AdamW's moments are there in the second) on --rows x --tokens, and eval
 largest resident memory that the process ever had (ru_maxrss) less what was resident before the encoder was
 made, after a tiny one of the same family had taken the same steps, which loads libraries. glibc gives every
 block of 64 KiB and more back to the system at once, so that resident is what is used; with --as_run freed
-memory is kept, as in a run on a CPU (machine.keep_freed_memory), and its gaps count. With --timed N a process more takes N steps of either
-kind in turn, after one of each, and says the ratio of their seconds: median, smallest and largest.
+memory is kept, as in a run on a CPU (machine.keep_freed_memory), and its gaps count. With --timed N a process
+more takes N steps of either kind in turn, after one of each, and says the ratio of their seconds: median,
+smallest and largest.
 """
 import json
 import os
@@ -23,7 +24,7 @@ from types import SimpleNamespace
 import torch
 from transformers import AutoModel, BertConfig, DebertaV2Config
 
-import lib  # noqa: F401  the path to the project's modules
+import lib
 
 from arguments import COUNT, OneLineParser
 from bookkeeping.machine import keep_freed_memory, peak_memory_bytes
@@ -122,7 +123,8 @@ def ask(args, name, job):
              "--timed", args.timed, "--job", job]
     words += ["--as_run"] * args.as_run
     malloc = {} if args.as_run or job == "seconds" else {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run([sys.executable, __file__, *map(str, words)], stdout=subprocess.PIPE, check=True,
+    program = lib.ROOT / "scripts" / "measure_memory.py"
+    done = subprocess.run([sys.executable, program, *map(str, words)], stdout=subprocess.PIPE, check=True,
                           env=os.environ | malloc)
     return json.loads(done.stdout)
 

@@ -28,8 +28,8 @@ BASELINES = {
 EXPORTS = ("teacher", "kd", "kd_200", "kd_quiz")
 PHASES = ("teacher", "kd", "meta_teacher")  # where --stop_after may stop; phase 4 ends the run anyway
 
-# Flags that say where things go or how far to go, not what is computed: a run folder may be continued with
-# others.
+# Flags that say where things go, how far to go or by which way, not what is computed: a run folder may be
+# continued with others.
 PATHS = ("data_dir", "teacher_model", "student_model")  # of what is read, whose content has a checksum
 NOT_PART_OF_THE_RUN = ("output_dir", "phase_dir", "fresh", "report_to", "stop_after", "save_seconds",
                        "gradient_checkpointing")

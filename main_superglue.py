@@ -652,8 +652,9 @@ class Experiment:
     def new_student(self):
         """The first n layers of the pre-trained checkpoint, with new heads."""
         args, inputs = self.inputs.args, self.inputs
-        return self.to_train(load_model(inputs.checkpoints.student, inputs.tasks, args.seed, "student",
-                                        args.nlayers, self.bf16, args.head_dropout))
+        student = load_model(inputs.checkpoints.student, inputs.tasks, args.seed, "student", args.nlayers,
+                             self.bf16, args.head_dropout)
+        return self.to_train(student)
 
     def copy_of_teacher(self, teacher):
         """A Model with the fine-tuned teacher's weights."""

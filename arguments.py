@@ -28,10 +28,15 @@ BASELINES = {
 EXPORTS = ("teacher", "kd", "kd_200", "kd_quiz")
 PHASES = ("teacher", "kd", "meta_teacher")  # where --stop_after may stop; phase 4 ends the run anyway
 
-# Flags that say where things go or how far to go, not what is computed: a run folder may be continued with
-# others.
+# Flags that say where things go, how far to go or by which way, not what is computed: a run folder may be
+# continued with others.
 PATHS = ("data_dir", "teacher_model", "student_model")  # of what is read, whose content has a checksum
-NOT_PART_OF_THE_RUN = ("output_dir", "phase_dir", "fresh", "report_to", "stop_after", "save_seconds")
+NOT_PART_OF_THE_RUN = ("output_dir", "phase_dir", "fresh", "report_to", "stop_after", "save_seconds",
+                       "gradient_checkpointing")
+# of BASELINES, those that --gradient_checkpointing cannot go with, and why
+NOT_RECOMPUTED = {"tinybert": "reads attention within layers, which would come twice",
+                  "minilm": "reads attention within layers, which would come twice",
+                  "metadistil": "tries weights that are gone when its layers are recomputed"}
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -184,6 +189,9 @@ def build_parser():
     flag("--precision", choices=("fp32", "tf32", "bf16", "auto"), default="fp32",
          help="of the encoders' arithmetic; weights stay float32. tf32: GPUs only; auto: bf16 where the "
               "device multiplies it in hardware, else fp32")
+    flag("--gradient_checkpointing", action="store_true",
+         help="compute the layers of what is trained again on the way back, instead of keeping what they "
+              "computed: the same results with less memory in more time (docs/TIMING.md)")
     flag("--nondeterministic", action="store_true",
          help="on a GPU, also use kernels whose results differ a little from run to run")
     flag("--report_to", choices=("none", "tensorboard", "wandb"), default="none",
@@ -212,6 +220,11 @@ def parse_arguments(argv=None):
         build_parser().error(
             "argument --fresh: found together with --phase_dir; a fresh run keeps its phases in its own"
             " folder, so leave one of the two out")
+    refused = [name for name in args.baselines if args.gradient_checkpointing and name in NOT_RECOMPUTED]
+    if refused:
+        build_parser().error(
+            f"argument --gradient_checkpointing: found together with --baselines {refused[0]}, which"
+            f" {NOT_RECOMPUTED[refused[0]]}; leave {', '.join(refused)} or the flag out")
     for row in args.export:
         if row in ("kd_200", "kd_quiz") and not getattr(args, row) or row in BASELINES and (
                 row not in args.baselines):

@@ -96,6 +96,8 @@ from models import (
     Heads,
     JoinedOutputs,
     Model,
+    can_checkpoint,
+    checkpoint_layers,
     load_encoder,
     load_extra,
     load_heads,
@@ -192,8 +194,8 @@ def fine_tune(lab):
     reads = lab.reads("train", checkpoint=inputs.checkpoints.teacher_sha256)
     with lab.open("teacher", fine_tune, settings, reads) as phase:
         if not phase.finished:
-            model = load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "teacher", bf16=lab.bf16,
-                               head_dropout=args.head_dropout).to(lab.device)
+            model = lab.to_train(load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "teacher",
+                                            bf16=lab.bf16, head_dropout=args.head_dropout))
             best = train_teacher(model, inputs.data["train"], settings,
                                  **lab.loop(phase, lab.predictor(model)))
             lab.publish(phase, best, model)
@@ -252,8 +254,8 @@ def train_baseline(lab, method, teacher):
     args, inputs, source, seconds = lab.inputs.args, lab.inputs, teacher, 0.0
     if METHODS[method].assistant:
         nlayers = (inputs.checkpoints.teacher_layers + args.nlayers) // 2
-        assistant = load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "assistant", nlayers,
-                               lab.bf16, args.head_dropout).to(lab.device)
+        assistant = lab.to_train(load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "assistant",
+                                            nlayers, lab.bf16, args.head_dropout))
         phase = distil_baseline(lab, f"{method}_assistant", method, assistant, nlayers, teacher)
         seconds = phase.seconds
         source = Teacher(assistant.heads.eval(), lab.stored_outputs(phase, lambda: assistant.encoder), phase)
@@ -437,13 +439,23 @@ def read_inputs(args, settings):
     """The Inputs of a run; InputError where something cannot be used."""
     protocol, (task, tasks) = resolve_protocol(args), resolve_tasks(args)
     device, checkpoints = resolve_device(args.device, args.precision), open_checkpoints(args)
-    if args.baselines:
-        check_encoders(args.baselines, {
-            "--teacher_model": load_config(checkpoints.teacher, "--teacher_model"),
-            "--student_model": load_config(checkpoints.student, "--student_model")})
+    if args.baselines or args.gradient_checkpointing:
+        configs = {"--teacher_model": load_config(checkpoints.teacher, "--teacher_model"),
+                   "--student_model": load_config(checkpoints.student, "--student_model")}
+        check_encoders(args.baselines, configs)
+        check_recomputed(args.gradient_checkpointing, configs)
     data, quiz = load_data(args, task, tasks, checkpoints.tokenizer, protocol)
     check_selection(args.select_on, data)
     return Inputs(args, settings, protocol, task, tasks, checkpoints, data, quiz, device)
+
+
+def check_recomputed(wanted, configs):
+    """InputError if --gradient_checkpointing is `wanted` of a family without it. configs: {flag: config}."""
+    for flag, config in configs.items():
+        if wanted and not can_checkpoint(config):
+            raise InputError(f"--gradient_checkpointing: {flag} has the model type {config.model_type!r}, of"
+                             " which transformers recomputes no layer; leave the flag out, or choose an"
+                             " encoder of another family")
 
 
 def locked(output_dir):
@@ -500,9 +512,8 @@ def open_experiment(inputs, again=False):
             log.say(line)
         store = PhaseStore(args.phase_dir, inputs.data, log.new_saver, log.say, log.environment)
         lab = Experiment(inputs, log, store, probe)
-        copies = max((METHODS[method].teacher_copies for method in args.baselines), default=0)
-        say_needs(args, inputs.checkpoints, inputs.data["train"], lab.kept_layers(), copies, inputs.device,
-                  log.say)
+        methods = [METHODS[method] for method in args.baselines]
+        say_needs(inputs, lab.kept_layers(), lab.eval_batch_size, methods, log.say)
         yield lab
 
 
@@ -633,11 +644,17 @@ class Experiment:
     def stored_outputs(self, phase, encoder_of):
         return StoredOutputs(phase, encoder_of, self.eval_batch_size, self.device, self.log.say)
 
+    def to_train(self, model):
+        """A Model on the device; with --gradient_checkpointing its layers are recomputed in training."""
+        model = model.to(self.device)
+        return checkpoint_layers(model) if self.inputs.args.gradient_checkpointing else model
+
     def new_student(self):
         """The first n layers of the pre-trained checkpoint, with new heads."""
         args, inputs = self.inputs.args, self.inputs
-        return load_model(inputs.checkpoints.student, inputs.tasks, args.seed, "student", args.nlayers,
-                          self.bf16, args.head_dropout).to(self.device)
+        student = load_model(inputs.checkpoints.student, inputs.tasks, args.seed, "student", args.nlayers,
+                             self.bf16, args.head_dropout)
+        return self.to_train(student)
 
     def copy_of_teacher(self, teacher):
         """A Model with the fine-tuned teacher's weights."""
@@ -645,7 +662,7 @@ class Experiment:
         model = load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "teacher", bf16=self.bf16,
                            head_dropout=args.head_dropout)
         load_weights(model, teacher.phase.folder, [inputs.task.name])
-        return model.to(self.device)
+        return self.to_train(model)
 
     def cut_of_teacher(self, teacher):
         """A student that starts as the fine-tuned teacher's first n layers, with its heads."""
@@ -653,7 +670,7 @@ class Experiment:
         model = load_model(teacher.phase.folder, inputs.tasks, args.seed, "student", args.nlayers, self.bf16,
                            args.head_dropout)
         load_extra(model, teacher.phase.folder, [inputs.task.name])
-        return model.to(self.device)
+        return self.to_train(model)
 
     def alternation(self, teacher, kd_settings, saver):
         """The Alternation, run once."""

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging as transformers_logging
 
@@ -136,11 +137,11 @@ class Encoder(nn.Module):
     """A pre-trained encoder and its pooler: the body's own, its family's or ours (pooler_for). With bf16 its
     arithmetic is bfloat16, its weights and outputs float32."""
 
-    def __init__(self, body, bf16=False):
+    def __init__(self, body, bf16=False, pooler_of=pooler_for):
         super().__init__()
         self.body, self.bf16 = body, bf16
         with torch.random.fork_rng(devices=[]):  # its weights may be drawn, and are mostly read afterwards
-            self.pooler = pooler_for(body)
+            self.pooler = pooler_of(body)
         takes = inspect.signature(body.forward).parameters
         self.takes_types = "token_type_ids" in takes and (getattr(body.config, "type_vocab_size", 0) or 0) > 1
         self.takes_global = "global_attention_mask" in takes
@@ -294,6 +295,29 @@ def set_training(module, dropout, evaluated):
     else:
         module.eval()
         getattr(module, "heads", module).train(not evaluated)
+        for layer in checkpointed_layers(module):
+            layer.training = True  # itself, which makes transformers recompute it; no dropout within it
+
+
+def checkpoint_layers(model):
+    """Have a Model's backward pass compute its encoder's layers again, so that the forward pass keeps their
+    inputs alone (transformers' gradient checkpointing). Results are the same bytes. Needs can_checkpoint."""
+    model.encoder.body.activation_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def checkpointed_layers(module):
+    """The layers within a module that checkpoint_layers had recomputed."""
+    return [layer for layer in module.modules()
+            if isinstance(layer, GradientCheckpointingLayer) and layer.gradient_checkpointing]
+
+
+def can_checkpoint(config):
+    """Whether transformers recomputes the layers of this family."""
+    with torch.device("meta"):
+        body = AutoModel.from_config(config, trust_remote_code=False)
+    return body.supports_gradient_checkpointing and any(
+        isinstance(layer, GradientCheckpointingLayer) for layer in body.modules())
 
 
 def init_linear(linear, generator):

@@ -19,6 +19,8 @@ except ImportError:  # Windows
 
 from bookkeeping.checkpoints import count_weights
 from bookkeeping.errors import InputError
+from bookkeeping.memory import need_of_run
+from bookkeeping.phases import RESIDENT_BYTES
 
 PACKAGES = ("torch", "transformers", "datasets", "tokenizers", "numpy", "scikit-learn", "safetensors")
 EVAL_BATCH_SIZES = {"cpu": 16, "cuda": 128}
@@ -110,20 +112,21 @@ def available_memory(device):
     return int(line.split()[1]) * 1024
 
 
-def say_needs(args, checkpoints, train, kept_layers, teacher_copies, device, say):
-    """Say how much memory and disk the run will need, about, and warn where there is less. Memory: float32
-    weights, gradients, both of AdamW's moments and the best weights of what is trained at a time, activations
-    not counted; beside a student the teacher's weights, `teacher_copies` times. Disk: artefacts, states, the
-    frozen teacher's outputs, which are of each example of train the pooled one and the [CLS] states of the
-    first `kept_layers` layers."""
+def say_needs(inputs, kept_layers, eval_batch_size, methods, say):
+    """Say how much memory and disk the run will need, about, and warn where there is less. Memory:
+    memory.need_of_run, beside what the process has already. Disk: artefacts, states, the frozen teacher's
+    outputs, which are of each example of train the pooled one and the [CLS] states of the first `kept_layers`
+    layers. methods: those of baselines.METHODS that the run compares with."""
+    args, checkpoints, device, train = inputs.args, inputs.checkpoints, inputs.device, inputs.data["train"]
     teacher, student = count_weights(checkpoints.teacher), count_weights(checkpoints.student, args.nlayers)
-    memory = 4 * max(5 * max(teacher, student), 5 * student + teacher_copies * teacher)
     students = 2 + args.undistilled + args.kd_200 + args.kd_quiz + len(args.baselines)
-    disk = 4 * (teacher + students * student + 2 * 4 * max(teacher, student)
-                + len(train) * train.task.rows * (1 + kept_layers) * checkpoints.hidden_size)
+    outputs = 4 * len(train) * train.task.rows * (1 + kept_layers) * checkpoints.hidden_size
+    disk = 4 * (teacher + students * student + 2 * 4 * max(teacher, student)) + outputs
+    resident = outputs if device.type == "cuda" and outputs <= RESIDENT_BYTES else 0
+    memory, how = need_of_run(inputs, eval_batch_size, methods, resident)
     there = available_memory(device)
     free = shutil.disk_usage(args.phase_dir.absolute().parent).free
-    for what, needed, found, where in (("memory", memory, there, f"on {device.type}"),
+    for what, needed, found, where in (("memory", memory, there, f"on {device.type} ({how})"),
                                        ("disk", disk, free, f"at {args.phase_dir}")):
         short = found is not None and found < needed
         say(f"{'warning: ' if short else ''}about {needed / 2 ** 20:.0f} MiB of {what} needed {where}" +
@@ -143,8 +146,9 @@ def say_out_of_memory(error):
     kind = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
     more = f" ({asked[1]} more were asked for)" if asked else ""
     return (f"out of memory on {kind}{more}; what was saved is whole, and the same command goes on. Less is"
-            " needed with smaller --train_dataloader_size and --val_dataloader_size (in all runs that are"
-            " compared), a smaller --eval_batch_size or --max_seq_length, or fewer runs at a time")
+            " needed with --gradient_checkpointing, which changes no result, with smaller"
+            " --train_dataloader_size and --val_dataloader_size (in all runs that are compared), a"
+            " smaller --eval_batch_size or --max_seq_length, or fewer runs at a time")
 
 
 def environment():

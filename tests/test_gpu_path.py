@@ -168,7 +168,7 @@ def test_no_memory_left_is_one_line(error, said, command, monkeypatch, capsys):
     code, folder = command()
     message = capsys.readouterr().err.splitlines()[-1]
     assert code == 1 and message.startswith(f"error: {said}; what was saved is whole")
-    assert "--train_dataloader_size" in message and folder.is_dir()
+    assert "--gradient_checkpointing" in message and "--train_dataloader_size" in message and folder.is_dir()
     with pytest.raises(RuntimeError, match="something else"):
         error = RuntimeError("something else")
         command(folder="other")

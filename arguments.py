@@ -179,16 +179,17 @@ def build_parser():
          help="use no phase of other runs: this run's phases stay in its own folder, and once it is "
               "finished the same command computes them again")
     flag("--save_seconds", type=number(float, 0), default=60.0,
-         help="longest time between two saves of an unfinished phase; it is also saved at ends of epochs "
-              "and episodes, where that takes less than 1%% of the time")
+         help="longest time between two saves of an unfinished phase, as far as saving takes less than 2%% "
+              "of the time (0: after every step); it is also saved at ends of epochs and episodes, where "
+              "that takes less than 1%%")
     flag("--stop_after", choices=PHASES, help="end the run after this phase")
     flag("--export", nargs="+", choices=(*EXPORTS, *BASELINES), default=[], metavar="ROW",
          help="also write these rows to models/<row>, as plain transformers opens them: "
               f"{', '.join(EXPORTS)} or of --baselines (models/student, the last row's, is always written)")
     flag("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: cuda where there is one")
     flag("--precision", choices=("fp32", "tf32", "bf16", "auto"), default="fp32",
-         help="of the encoders' arithmetic; weights stay float32. tf32: GPUs only; auto: bf16 where the "
-              "device multiplies it in hardware, else fp32")
+         help="of the encoders' arithmetic; weights stay float32. tf32: of all products of float32, on GPUs "
+              "only; auto: bf16 where the device multiplies it in hardware, else fp32")
     flag("--gradient_checkpointing", action="store_true",
          help="compute the layers of what is trained again on the way back, instead of keeping what they "
               "computed: the same results with less memory in more time (docs/TIMING.md)")

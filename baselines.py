@@ -397,6 +397,8 @@ def check_encoders(methods, configs):
     """InputError unless the encoders have what the methods read. configs: {flag: configuration}."""
     for method in methods:
         for flag, config in configs.items():
+            if METHODS[method].replaces and flag == "--student_model":
+                continue  # it reads none
             if METHODS[method].attention and config.model_type not in ATTENTION:
                 raise InputError(f"--baselines {method}: it reads attention scores, and those of {flag}'s"
                                  f" {config.model_type} are not q k / sqrt(d) alone; expected one of"
@@ -562,7 +564,8 @@ def replace_layers(phase, student, teacher, train, settings, evaluator, streams,
         # a network of the teacher's layers alone teaches nobody
         norm = (backward(figures["loss"], student, settings.max_grad_norm)
                 if figures["loss"].requires_grad else torch.zeros_like(figures["loss"]))
-        return {**figures, "replaced": logits.new_tensor(replaced).mean(), "gradient_norm": norm}
+        share = logits.new_full((), sum(replaced) / len(replaced))
+        return {**figures, "replaced": share, "gradient_norm": norm}
 
     loop = EpochLoop(phase, student, train, step, settings, evaluator, streams, log)
     best = run_epochs(loop, saver=saver)[0]

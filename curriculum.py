@@ -297,6 +297,8 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
         if settings.curriculum == "policy":
             seen = state_of_episode if settings.state_gradient == "attached" else curriculum_state(
                 student.state_predictor, student.encoder.pooler_weight).detach()
+        if settings.curriculum == "main_task":
+            return seen, None
         with torch.no_grad():
             return seen.detach(), fetch(log_pi(seen).exp())
 
@@ -304,7 +306,12 @@ def train_curriculum(student, meta_teacher, policy, teacher_outputs, quiz, main_
         """An action; the state that it is drawn from is kept for the policy's loss."""
         seen, probabilities = looked
         episode.states.append(seen)
-        return main_action if settings.curriculum == "main_task" else streams.action(probabilities())
+        if settings.curriculum == "main_task":
+            return main_action
+        chances = probabilities()
+        if not chances.isfinite().all():
+            meter.means()  # says where; on a GPU nobody has asked before
+        return streams.action(chances)
 
     with log.progress("mpdistil", settings.epochs) as bar:
         bar.update(episode.number - 1)

@@ -55,11 +55,10 @@ from bookkeeping.machine import (
     EVAL_BATCH_SIZES,
     faster_precision,
     keep_freed_memory,
-    out_of_memory,
     resolve_device,
     resolve_precision,
     say_needs,
-    say_out_of_memory,
+    say_torch_error,
     set_arithmetic,
 )
 from bookkeeping.phases import Phase, PhaseStore, StoredOutputs
@@ -268,8 +267,10 @@ def distil_baseline(lab, name, method, student, nlayers, teacher):
     """The phase `name`: a method distils a student of so many layers. Returns the finished Phase."""
     inputs, settings = lab.inputs, lab.method_training(method, nlayers)
     read = ["train", *["quiz"] * METHODS[method].from_quiz]
-    reads = lab.reads(*read, teacher=teacher.phase.identity, checkpoint=(
-        inputs.checkpoints.student_sha256 if name == method else inputs.checkpoints.teacher_sha256))
+    # an assistant is cut from the teacher's checkpoint, and what replaces layers from the teacher itself
+    own = inputs.checkpoints.student_sha256 if name == method else inputs.checkpoints.teacher_sha256
+    begun_from = {} if METHODS[method].replaces else {"checkpoint": own}
+    reads = lab.reads(*read, teacher=teacher.phase.identity, **begun_from)
     with lab.open(name, distil_baseline, settings, reads) as phase:
         if phase.finished:
             load_weights(student, phase.folder, [inputs.task.name])
@@ -595,7 +596,9 @@ class Experiment:
         task, data = self.inputs.task, self.inputs.data
         read = {name: data[name].encoded_checksum() for name in (*splits, *self.inputs.evaluated)}
         described = [task.description_sha256] if task.description else []
-        return {"task": [task.name, task.kind, task.outputs, *task.metrics, *described], **read, **others}
+        loose = self.inputs.args.nondeterministic and self.device.type == "cuda"
+        return {"task": [task.name, task.kind, task.outputs, *task.metrics, *described], **read, **others,
+                **({"nondeterministic": True} if loose else {})}
 
     def open(self, name, function, settings, reads, **more):
         """The Phase `name`, found finished or to be computed. function: the one that assembles it, above."""
@@ -711,13 +714,14 @@ class Experiment:
     def export(self, folder, row, model):
         """models/<folder>: a model of a row as plain transformers opens it."""
         args, inputs, task = self.inputs.args, self.inputs, self.inputs.task
+        of_teacher = row == "teacher" or row in METHODS and METHODS[row].replaces
         where, config, dev = self.log.path / "models" / folder, model.encoder.body.config, self.log.rows[row]
         scored = spoken(dev["dev"]) if dev["dev"] else "not scored, dev has no labels"
         facts = {"task": task.name, "kind": task.kind, "row": row, "inputs": task.inputs_in_words,
                  "labels": names_of_labels(task) if task.rules.labels.counts else None,
                  "description": task.description and json.loads(task.description),
                  "model": type(model.encoder.body).__name__, "layers": config.num_hidden_layers,
-                 "encoder": Path(args.student_model if row != "teacher" else args.teacher_model).name,
+                 "encoder": Path(args.teacher_model if of_teacher else args.student_model).name,
                  "protocol": args.protocol, "protocol_choices": asdict(inputs.protocol),
                  "loss": loss_name(args), "reward": args.reward_function, "curriculum": args.curriculum,
                  "seed": args.seed, "precision": args.precision, "max_seq_length": args.max_seq_length,
@@ -771,9 +775,10 @@ def main(args):
         print(f"error: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if not out_of_memory(error):
+        said = say_torch_error(error, args.gradient_checkpointing)
+        if said is None:
             raise
-        print(f"error: {say_out_of_memory(error)}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("error: stopped by a second SIGINT; the same command goes on from the last saved state",

@@ -121,6 +121,7 @@ class Best:
     scores: dict | None = None
     answers: dict = field(default_factory=dict)
     weights: dict | None = None
+    places_itself = True  # on the host, where there is more room than on a GPU
 
     def offer(self, value, index, scores, module, answers):
         """Whether `value`, the selecting score, is the best so far; then what belongs to it is kept."""
@@ -135,9 +136,7 @@ class Best:
         return dict(vars(self))
 
     def load_state_dict(self, state):
-        """The weights stay on the host, where offer has them: a GPU has less room."""
         vars(self).update(state)
-        self.weights = self.weights and {name: tensor.cpu() for name, tensor in self.weights.items()}
 
     def restore(self, module):
         """Put the best weights back into the module."""

@@ -174,7 +174,10 @@ class Encoder(nn.Module):
             more["global_attention_mask"] = torch.zeros_like(batch.attention_mask)
             more["global_attention_mask"][:, 0] = 1
         mask = batch.attention_mask
-        if mask.device.type == "cuda" and self.body.config.model_type in WIDE_MASK:
+        config = self.body.config
+        # the other kinds of attention add a mask, and would add 1 and 0
+        if mask.device.type == "cuda" and config.model_type in WIDE_MASK and (
+                config._attn_implementation == "sdpa"):
             mask = wide_mask(mask)
         with torch.autocast(batch.input_ids.device.type, dtype=torch.bfloat16, enabled=self.bf16):
             out = self.body(input_ids=batch.input_ids, attention_mask=mask, output_hidden_states=layers,
@@ -302,7 +305,10 @@ def set_training(module, dropout, evaluated):
 def checkpoint_layers(model):
     """Have a Model's backward pass compute its encoder's layers again, so that the forward pass keeps their
     inputs alone (transformers' gradient checkpointing). Results are the same bytes. Needs can_checkpoint."""
-    model.encoder.body.activation_checkpointing_enable({"use_reentrant": False})
+    body = model.encoder.body
+    # its name before transformers 5.18
+    enable = getattr(body, "activation_checkpointing_enable", None) or body.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
     return model
 
 
@@ -522,7 +528,7 @@ class JoinedOutputs:
                     rows = len(indices) * split.task.rows
                     pooled = found.new_empty(rows, found.shape[1])
                     states = found_states.new_empty(layers, rows, found.shape[1])
-                rows = torch.from_numpy(split.rows(places)).to(found.device)
+                rows = to_device(split.rows(places), found.device)
                 pooled[rows], states[:, rows] = found, found_states
         return pooled, states
 

@@ -134,25 +134,32 @@ def say_needs(inputs, kept_layers, eval_batch_size, methods, say):
             (": it may not be enough" if short else ""))
 
 
-def out_of_memory(error):
-    """Whether a RuntimeError says that there is no memory left, on a GPU or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
-def say_out_of_memory(error):
-    """One line: what was asked for, and what helps."""
-    asked = re.search(r"(?:allocate|allocate memory: you tried to allocate) ([\d.]+ (?:[KMG]i?B|bytes))",
-                      str(error))
-    kind = "the GPU" if isinstance(error, torch.OutOfMemoryError) else "this machine"
+def say_torch_error(error, checkpointing):
+    """What a RuntimeError of torch's means for a run, in one line with the way out: no memory left, or a
+    kernel that does not give the same bytes twice; None for others. checkpointing: whether layers are
+    recomputed already."""
+    text = str(error)
+    if "does not have a deterministic implementation" in text:
+        return (f"--device cuda: {text.split(' does not have')[0].strip()} has no kernel that gives the same"
+                " bytes twice; with --nondeterministic and another --output_dir another kernel is used")
+    if not isinstance(error, torch.OutOfMemoryError) and not any(words in text for words in NO_MEMORY):
+        return None
+    asked = re.search(r"allocate ([\d.]+ (?:[KMG]i?B|bytes))", text)
+    kind = "this machine" if NO_MEMORY[0] in text else "the GPU"
     more = f" ({asked[1]} more were asked for)" if asked else ""
-    return (f"out of memory on {kind}{more}; what was saved is whole, and the same command goes on. Less is"
-            " needed with --gradient_checkpointing, which changes no result, with smaller"
-            " --train_dataloader_size and --val_dataloader_size (in all runs that are compared), a"
-            " smaller --eval_batch_size or --max_seq_length, or fewer runs at a time")
+    same = "" if checkpointing else ", or with --gradient_checkpointing, which changes no result"
+    return (f"out of memory on {kind}{more}; what was saved is whole, and the same command goes on where"
+            f" there is more{same}. Less is needed, in a run of its own (--output_dir), with smaller"
+            " --train_dataloader_size and --val_dataloader_size (in all runs that are compared), a smaller"
+            " --eval_batch_size or --max_seq_length")
 
 
-def environment():
-    """Versions, machine and, when there is one, git commit."""
+def environment(on_gpu=True):
+    """Versions, machine and, when there is one, git commit. on_gpu: whether a GPU is used where there is
+    one."""
     def git(*words):
         try:
             return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True,
@@ -161,7 +168,7 @@ def environment():
             return None
 
     commit = git("rev-parse", "HEAD")
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    gpu = torch.cuda.get_device_name(0) if on_gpu and torch.cuda.is_available() else None
     return {
         "python": platform.python_version(),
         **{name: version_of(name) for name in PACKAGES}, "platform": platform.platform(), "cpu": cpu_name(),

@@ -176,8 +176,10 @@ def need_of_run(inputs, eval_batch_size, methods, outputs):
     else:
         beside = learnt.peak + copies * taught.weights
     size = max(taught.peak + 2 * on_cpu * taught.weights, beside + 2 * on_cpu * learnt.weights + outputs)
-    virtual = any(method.from_quiz for method in methods)
-    return size, "at least: predicted, but for metadistil's virtual step" if virtual else "predicted"
+    if any(method.from_quiz or method.replaces or method.attention for method in methods):
+        return size, ("at least: predicted, but for what a virtual step, layers of the teacher in the student"
+                      " or attention scores keep besides")
+    return size, "predicted"
 
 
 def read_config(folder):

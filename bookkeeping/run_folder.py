@@ -95,7 +95,7 @@ class RunFolder:
         for left in self.path.glob("*.part*"):  # by a process that was ended while it wrote
             left.unlink()
         write_json(self.path / "args.json", settings)
-        self.environment = environment()
+        self.environment = environment(settings["device"] != "cpu")
         write_json(self.path / "environment.json", self.environment)
         write_json(self.path / "data.json", data)
         self.logger = open_logger(self.path / "log.txt")

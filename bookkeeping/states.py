@@ -49,30 +49,43 @@ def pack(value, name, tensors):
     return value
 
 
-def unpack(packed, tensors, device):
-    """What pack was given: plain values, with tensors on the device."""
+def unpack(packed, tensors):
+    """What pack was given: plain values, with tensors on the host."""
     if isinstance(packed, list):
-        return [unpack(entry, tensors, device) for entry in packed]
+        return [unpack(entry, tensors) for entry in packed]
     if not isinstance(packed, dict):
         return packed
     if "tensor" in packed:
         # a copy: tensors in a mapped file lie at odd addresses, where a matrix product may round another way
-        return tensors[packed["tensor"]].to(device, copy=True)
+        return tensors[packed["tensor"]].clone()
     if "array" in packed:
         return np.asarray(packed["array"], dtype=packed["dtype"])
-    return {key: unpack(entry, tensors, device) for key, entry in packed["dict"]}
+    return {key: unpack(entry, tensors) for key, entry in packed["dict"]}
 
 
-def put_back(target, value):
-    """Make `target` what it was when `value` was packed."""
+def on_device(value, device):
+    """A plain value with its tensors on the device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, list):
+        return [on_device(entry, device) for entry in value]
+    if isinstance(value, dict):
+        return {key: on_device(entry, device) for key, entry in value.items()}
+    return value
+
+
+def put_back(target, value, device):
+    """Make `target` what it was when `value` was packed. What `places_itself` is given tensors on the host:
+    a GPU may have no room for a second copy of them."""
     if hasattr(target, "load_state_dict"):
-        target.load_state_dict(value)
+        places_itself = getattr(target, "places_itself", False)
+        target.load_state_dict(value if places_itself else on_device(value, device))
     elif is_dataclass(target):
         for name, entry in value.items():
-            setattr(target, name, entry)
+            setattr(target, name, on_device(entry, device))
     else:
         for name, entry in value.items():
-            put_back(target[name], entry)
+            put_back(target[name], entry, device)
 
 
 @dataclass
@@ -80,6 +93,7 @@ class Trained:
     """A module and the optimizer that trains it, with gradients that wait for a step."""
     module: torch.nn.Module
     optimizer: torch.optim.Optimizer
+    places_itself = True
 
     def state_dict(self):
         gradients = {name: parameter.grad for name, parameter in self.module.named_parameters()
@@ -93,7 +107,8 @@ class Trained:
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name, parameter in self.module.named_parameters():
-            parameter.grad = state["gradients"].get(name)
+            gradient = state["gradients"].get(name)
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
 
 
 class GlobalGenerators:
@@ -221,7 +236,7 @@ class Saver:
         (path, values), self.found = found, None
         self.number = int(path.stem.split("-")[1])
         self.say(f"going on from {path}")
-        put_back(state, unpack(values, load_file(path.with_suffix(".safetensors")), device))
+        put_back(state, unpack(values, load_file(path.with_suffix(".safetensors"))), device)
 
     def consider(self, state, at_end=False):
         """Save `state`, a dictionary of objects, if it is time, and end the run if a signal asked for it.

@@ -265,6 +265,8 @@ class Side:
         kind = "ours" if kind == "bf16" else kind
         args = self.args = parse_arguments([*argv, *more])
         args.precision = resolve_precision(args.device, args.precision)
+        if kind == "naive":
+            args.gradient_checkpointing, args.nondeterministic = False, True
         inputs = read_inputs(args, resolve_settings(args))
         inputs.checkpoints.probe(args, inputs.protocol)
         if inputs.device.type == "cpu" and kind != "naive":
@@ -686,6 +688,7 @@ def read_flags():
     if min(own.rounds, own.steps, own.jobs, own.peer_epochs, own.peer_episodes) < 1:
         parser.error("--rounds, --steps, --jobs, --peer_epochs and --peer_episodes must be at least 1")
     args = parse_arguments(argv)
+    args.precision = resolve_precision(args.device, args.precision)
     if resolve_protocol(args).phase_order == "alternating":
         parser.error(
             "--protocol released: phases are measured one after the other; add --set phase_order=sequential"
@@ -700,7 +703,7 @@ def main():
     settings, threads = resolve_settings(args), torch.get_num_threads()
     if own.peer:
         result = peer.measure(own.peer, args, argv, own.peer_epochs, own.peer_episodes, threads,
-                                  read_inputs)
+                              read_inputs)
         write_json(own.json, {"machine": describe_machine(threads), "settings": settings, **result})
         return peer.report(result)
     in_bf16 = args.precision == "fp32" and resolve_precision(args.device, "auto") == "bf16"

@@ -26,7 +26,7 @@ def files_of(folder):
     scored in its result."""
     result = read_record(folder / "result.json", "give finished runs of main_superglue.py")
     for row, figures in result["rows"].items():
-        phase = result["phases"].get(row, {}).get("identity", folder.name)
+        phase = result["phases"].get(row, {}).get("identity", str(folder.resolve()))  # phase 4's is its own
         for path in sorted((folder / "predictions" / row).glob("*/*.jsonl")):
             split = path.parent.name
             if not figures.get(split):

@@ -8,8 +8,8 @@ phase 1 (AdamW's moments are there in the second) on --rows x --tokens, and eval
 largest resident memory that the process ever had (ru_maxrss) less what was resident before the encoder was
 made, after a tiny one of the same family had taken the same steps, which loads libraries. glibc gives every
 block of 64 KiB and more back to the system at once, so that resident is what is used; with --as_run freed
-memory is kept, as in a run on a CPU (machine.keep_freed_memory), and its gaps count. With --timed N a process
-more takes N steps of either kind in turn, after one of each, and says the ratio of their seconds: median,
+memory is kept, as in a run on a CPU (machine.keep_freed_memory), and its gaps count. With --timed N one more
+process takes N steps of either kind in turn, after one of each, and says the ratio of their seconds: median,
 smallest and largest.
 """
 import json
@@ -96,7 +96,7 @@ def measure(args, name, checkpointing):
     """The growth in bytes of this process's memory, which must be a fresh one."""
     if args.as_run:
         keep_freed_memory()
-    train_and_look((bert if "bert" in SIZES[name]().model_type[:4] else deberta)(2, 32, **TINY), args,
+    train_and_look((bert if SIZES[name]().model_type == "bert" else deberta)(2, 32, **TINY), args,
                    checkpointing)
     before = resident()
     train_and_look(SIZES[name](), args, checkpointing)

@@ -30,14 +30,13 @@ INDEXING = {"index", "index_put_", "index_put", "_index_put_impl_", "_unsafe_ind
 
 
 class Counts:
-    """launches; waits: {(what, where in the project): how often}; pinned: tensors on the host whose copies
-    nobody waits for."""
+    """launches; waits: {(what, where in the project): how often}."""
 
     def __init__(self):
         self.begin()
 
     def begin(self):
-        self.launches, self.waits, self.pinned = 0, Counter(), set()
+        self.launches, self.waits = 0, Counter()
 
     def wait(self, what):
         frames = [frame for frame in traceback.extract_stack() if frame.filename.startswith(PROJECT)
@@ -144,7 +143,7 @@ def dispatch(operation, given, named):
     if name == "copy_" and isinstance(given[0], OnGPU) != isinstance(given[1], OnGPU):
         COUNTS.wait("copy_ between devices")
     if name == "_to_copy" and not there and goes_there and not (
-            named.get("non_blocking") and id(given[0]) in COUNTS.pinned):
+            named.get("non_blocking") and getattr(given[0], "is_pinned_here", False)):
         COUNTS.wait("from pageable memory")
     if name in INDEXING and there:
         for index in given[1] if len(given) > 1 and isinstance(given[1], (list, tuple)) else ():
@@ -209,9 +208,9 @@ class Event:
 
 
 def pinned(tensor, device=None):
+    """A tensor on the host whose copies nobody waits for."""
     copied = tensor.clone()
-    copied.keep = COUNTS.pinned  # an id stays taken as long as its tensor lives
-    COUNTS.pinned.add(id(copied))
+    copied.is_pinned_here = True
     return copied
 
 

@@ -4,6 +4,8 @@ import json
 import os
 import signal
 import statistics
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ import main_superglue
 from bookkeeping import machine
 from bookkeeping.errors import InputError
 from bookkeeping.states import Saver, pack, put_back, unpack, weights_are_finite
-from data_utils import batches_by_length, fetch, load_task
+from data_utils import Batch, batches_by_length, fetch, load_task
 from families import make_family
 from metrics import Best
 from models import WIDE_MASK, load_model, wide_mask
@@ -59,7 +61,7 @@ def test_what_a_step_launches_and_waits_for(command, monkeypatch):
     with pretended() as counts:
         Watched.counts, Watched.seen = counts, []
         code, _ = command(nlayers=2, device="cuda", undistilled=True, epochs=2, num_episodes=6,
-                          tasks=["CB", "RTE"])
+                          tasks=["CB", "RTE"], kd_quiz=True, baselines=["theseus"])
     assert code == 0
     found = {}
     for before, after in zip(Watched.seen, Watched.seen[1:]):
@@ -67,7 +69,8 @@ def test_what_a_step_launches_and_waits_for(command, monkeypatch):
             found.setdefault(after[0], []).append((after[2] - before[2], after[3] - before[3]))
     launches, waits = ({phase: statistics.median(pair[place] for pair in pairs)
                         for phase, pairs in found.items()} for place in (0, 1))
-    assert waits == {"teacher": 0, "student": 0, "kd": 0, "meta_teacher": 0, "mpdistil": 1}
+    assert waits == {"teacher": 0, "student": 0, "kd": 0, "theseus": 0, "meta_teacher": 0,
+                     "kd_quiz": 0, "mpdistil": 1}
     most_of = {"teacher": 345, "student": 212, "kd": 258, "meta_teacher": 60, "mpdistil": 285}
     for phase, most in most_of.items():
         assert most / 2 < launches[phase] <= most, (phase, launches[phase])
@@ -85,7 +88,7 @@ def test_a_run_that_is_ended_goes_on_with_the_same_bytes(command, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         return real(self, state, at_end)
 
-    for steps in (9, 12, 14):
+    for steps in (10, 14):
         left[0] = steps
         monkeypatch.setattr(Saver, "consider", ending)
         with pretended():
@@ -157,6 +160,9 @@ def test_batches_by_tokens(encoders, data_dir):
 @pytest.mark.parametrize("error, said", [
     (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has"),
      "out of memory on the GPU (20.00 MiB more were asked for)"),
+    (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be"), "out of memory on the GPU"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+     "out of memory on the GPU"),
     (RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory:"
                   " you tried to allocate 4000000000000 bytes. Error code 12"),
      "out of memory on this machine (4000000000000 bytes more were asked for)")])
@@ -169,9 +175,70 @@ def test_no_memory_left_is_one_line(error, said, command, monkeypatch, capsys):
     message = capsys.readouterr().err.splitlines()[-1]
     assert code == 1 and message.startswith(f"error: {said}; what was saved is whole")
     assert "--gradient_checkpointing" in message and "--train_dataloader_size" in message and folder.is_dir()
+    command(gradient_checkpointing=True)
+    assert "--gradient_checkpointing" not in capsys.readouterr().err.splitlines()[-1]
     with pytest.raises(RuntimeError, match="something else"):
         error = RuntimeError("something else")
         command(folder="other")
+
+
+def test_a_kernel_that_is_not_deterministic_names_the_flag(command, monkeypatch, capsys):
+    def failing(*_, **__):
+        raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation, but you set")
+
+    monkeypatch.setattr(main_superglue, "train_teacher", failing)
+    assert command()[0] == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "error: --device cuda: cumsum_cuda_kernel has no kernel that gives the same bytes twice; with"
+        " --nondeterministic and another --output_dir another kernel is used")
+
+
+def test_what_is_not_deterministic_is_another_phase(command):
+    """Its results are not another run's, on a GPU; on a CPU the flag changes nothing."""
+    kept = {}
+    for device in ("cuda", "cpu"):
+        for flag in (False, True):
+            with pretended() if device == "cuda" else nullcontext():
+                code, folder = command(folder=f"{device}/{flag}", device=device, nondeterministic=flag,
+                                       stop_after="teacher")
+            assert code == 0
+            kept[device, flag] = json.loads((folder / "result.json").read_text())["reused"]
+    assert kept == {("cuda", False): [], ("cuda", True): [], ("cpu", False): [], ("cpu", True): ["teacher"]}
+
+
+def test_what_is_not_finite_in_phase_4_is_said_there_too(command, capsys):
+    """A GPU is not asked at every step; the next action's probabilities tell."""
+    with pretended():
+        code, _ = command(nlayers=2, device="cuda", stop_after="meta_teacher")
+        assert code == 0
+        code, _ = command(nlayers=2, device="cuda", folder="other", learning_rate=1e38, epochs=1,
+                          stop_after="meta_teacher")
+    assert code == 1 and "phase kd, epoch 1" in capsys.readouterr().err
+    with pretended(), pytest.MonkeyPatch.context() as patch:
+        real = main_superglue.train_curriculum
+
+        def fast(*given, **named):
+            return real(*given[:6], replace(given[6], learning_rate=1e38), *given[7:], **named)
+
+        patch.setattr(main_superglue, "train_curriculum", fast)
+        code, _ = command(nlayers=2, device="cuda")
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert code == 1 and error.startswith("error: phase mpdistil, episode 1, step") and "idx" in error, error
+
+
+def test_eager_attention_keeps_its_mask(encoders):
+    """It adds what it is given: of a wide bool mask 1 and 0."""
+    model, seen = load_model(encoders["bert"], [TASKS["CB"]], 1, "teacher", 1).eval(), []
+    model.encoder.body.register_forward_pre_hook(
+        lambda module, given, named: seen.append(named["attention_mask"].dim()), with_kwargs=True)
+    with pretended():
+        model = model.to("cuda")
+        ids = torch.randint(5, 60, (2, 7)).to("cuda")
+        batch = Batch(ids, torch.ones_like(ids), None, None)
+        for kind in ("sdpa", "eager"):
+            model.encoder.body.config._attn_implementation = kind
+            model.encoder(batch)
+    assert seen == [4, 2]
 
 
 def test_which_precision_auto_is(monkeypatch, command):
@@ -240,7 +307,7 @@ def test_the_best_weights_stay_on_the_host():
     tensors = {}
     packed, other = pack({"best": best}, "state", tensors), Best()
     with pretended():
-        put_back({"best": other}, unpack(json.loads(json.dumps(packed)), tensors, "cuda"))
+        put_back({"best": other}, unpack(json.loads(json.dumps(packed)), tensors), "cuda")
         assert all(not isinstance(value, OnGPU) for value in other.weights.values())
     assert (other.score, other.index, other.answers) == (0.5, 1, {"dev": [1]})
     other.restore(module)

@@ -2,6 +2,7 @@
 zip's bytes."""
 import json
 import runpy
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -10,7 +11,7 @@ import pytest
 
 import make_submission
 import score
-from bookkeeping.files import write_record
+from bookkeeping.files import read_record, write_record
 from conftest import ROOT, TASK_NAMES
 from metrics import write_predictions
 from tasks import TASKS
@@ -316,6 +317,14 @@ def test_predictions_without_labels_are_kept_small(command, data_dir, tmp_path, 
 
     file = first / "predictions" / "kd" / "test" / "CB.jsonl"
     file.write_text(file.read_text() + "\n")
+    sweeps = [tmp_path / name / "cb" / "first" for name in ("one", "two")]  # two answers of phase 4
+    for folder in sweeps:
+        shutil.copytree(first, folder)
+        result = read_record(folder / "result.json", "")
+        write_record(folder / "result.json", {**result, "rows": {"mpdistil": {"dev": {}}}})
+        write_lines(folder / "predictions" / "mpdistil" / "test" / "CB.jsonl", [{"by": str(folder)}])
+    assert keep_predictions.main([*map(str, sweeps), "--output", str(tmp_path / "both.zip")]) == 2
+    assert "has other predictions as cb/first/mpdistil/test/CB.jsonl" in capsys.readouterr().err
     for runs, output, said in (
             (first, kept, "has other predictions as cb/first/kd/test/CB.jsonl than"),
             (labels.parent, kept, "no finished run found, expected folders with a result.json"),

@@ -711,17 +711,17 @@ class Experiment:
                   if split in LABELLED and data[split].labelled}
         self.log.add_row(name, phase, seconds, {"dev": None, **scored})
 
-    def export(self, folder, row, model):
-        """models/<folder>: a model of a row as plain transformers opens it."""
+    def export(self, folder, row, model, encoder=None):
+        """models/<folder>: a model of a row as plain transformers opens it. encoder: what it was cut from,
+        where that is not --student_model."""
         args, inputs, task = self.inputs.args, self.inputs, self.inputs.task
-        of_teacher = row == "teacher" or row in METHODS and METHODS[row].replaces
         where, config, dev = self.log.path / "models" / folder, model.encoder.body.config, self.log.rows[row]
         scored = spoken(dev["dev"]) if dev["dev"] else "not scored, dev has no labels"
         facts = {"task": task.name, "kind": task.kind, "row": row, "inputs": task.inputs_in_words,
                  "labels": names_of_labels(task) if task.rules.labels.counts else None,
                  "description": task.description and json.loads(task.description),
                  "model": type(model.encoder.body).__name__, "layers": config.num_hidden_layers,
-                 "encoder": Path(args.teacher_model if of_teacher else args.student_model).name,
+                 "encoder": Path(encoder or args.student_model).name,
                  "protocol": args.protocol, "protocol_choices": asdict(inputs.protocol),
                  "loss": loss_name(args), "reward": args.reward_function, "curriculum": args.curriculum,
                  "seed": args.seed, "precision": args.precision, "max_seq_length": args.max_seq_length,
@@ -739,7 +739,8 @@ class Experiment:
             encoder = load_encoder(phases[row].folder, self.bf16)
             model = Model(encoder, [task], args.seed, row, args.head_dropout)
             load_extra(model, phases[row].folder, [task.name])
-            self.export(row, row, model)
+            of_teacher = row == "teacher" or row in METHODS and METHODS[row].replaces
+            self.export(row, row, model, args.teacher_model if of_teacher else None)
 
     def finish(self):
         """Write result.json. Returns the exit code."""

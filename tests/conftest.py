@@ -19,6 +19,8 @@ from glue_files import write_glue
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)  # for tensors this small a second thread costs more than it brings
 SIZES = {"train": 60, "val": 18, "test": 8}
+SMALL = {"nlayers": 3, "teacher_epochs": 1, "epochs": 1, "meta_epochs": 1, "num_episodes": 2,
+         "val_dataloader_size": 4, "device": "cpu", "max_seq_length": 64}
 TASK_NAMES = ("BoolQ", "CB", "COPA", "RTE", "WiC", "WSC")
 
 
@@ -171,11 +173,8 @@ def command(encoders, data_dir, tmp_path):
     """Run main_superglue's command line, small; flags given replace the small ones. Returns (exit code,
     output folder)."""
     def run(task="CB", folder="run", **flags):
-        settings = {
-            "task": task, "data_dir": data_dir, "teacher_model": encoders["bert"], "nlayers": 3,
-            "teacher_epochs": 1, "epochs": 1, "meta_epochs": 1, "num_episodes": 2, "val_dataloader_size": 4,
-            "output_dir": tmp_path / folder, "device": "cpu", "max_seq_length": 64, **flags
-        }
+        settings = {"task": task, "data_dir": data_dir, "teacher_model": encoders["bert"], **SMALL,
+                    "output_dir": tmp_path / folder, **flags}
         try:
             code = main_superglue.main(parse_arguments(as_words(settings)))
         except SystemExit as stop:  # argparse's own errors

@@ -3,6 +3,7 @@ line, killed and gone on with."""
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from types import SimpleNamespace
@@ -12,9 +13,10 @@ import torch
 from torch.nn import functional as F
 
 import baselines
+import main_superglue
 from arguments import BASELINES, constants_of, parse_arguments
 from baselines import METHODS, Answers, annealing_factor, attended, patient_distance
-from conftest import ROOT, read_lines
+from conftest import ROOT, SMALL, as_words, read_lines
 from tasks import KINDS, divergence
 
 CLASSES, NUMBERS = KINDS["classification"], KINDS["regression"]
@@ -575,15 +577,30 @@ def test_all_means_all_and_the_order_is_the_tables():
     assert BASELINES["takd"]["temperature"] == 5.0
 
 
+KILLED = {"nlayers": 2, "stop_after": "kd", "epochs": 3, "save_seconds": 0, "learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def made_phases(encoders, data_dir, tmp_path_factory):
+    """Teacher and kd, which the methods' runs share."""
+    folder = tmp_path_factory.mktemp("made")
+    settings = {"task": "CB", "data_dir": data_dir, "teacher_model": encoders["bert"], **SMALL,
+                "output_dir": folder / "run", **KILLED}
+    assert main_superglue.main(parse_arguments(as_words(settings))) == 0
+    return folder / "phases"
+
+
 @pytest.mark.parametrize("method", ["annealing_kd", "takd", "rail_kd", "prokt", "metadistil", "tinybert",
                                     "theseus"])
-def test_a_killed_method_goes_on_with_the_same_bytes(method, command, monkeypatch):
+def test_a_killed_method_goes_on_with_the_same_bytes(method, command, monkeypatch, made_phases, tmp_path):
     """annealing: the loss hangs on how many steps were made; takd: both of its phases; rail_kd: the layers of
     the epoch, and what is learnt beside the student; prokt: the teacher that learns; metadistil: its quiz
     batches too; theseus: the layers that are drawn, and an optimizer that has not met all weights."""
-    flags = dict(baselines=[method], nlayers=2, stop_after="kd", epochs=3, save_seconds=0, learning_rate=1e-3)
+    flags = dict(KILLED, baselines=[method])
+    for name in ("whole", "killed"):
+        shutil.copytree(made_phases, tmp_path / name / "phases")
     code, whole = command(folder="whole/run", **flags)
-    assert code == 0
+    assert code == 0 and json.loads((whole / "result.json").read_text())["reused"] == ["teacher", "kd"]
     steps, real, at = [0], baselines.backward, 24 if METHODS[method].teacher_loss else 12
 
     def dying(*given):

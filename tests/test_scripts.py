@@ -53,6 +53,7 @@ def test_results_are_printed_as_markdown(command):
     assert done.returncode == 2 and "no result.json found" in done.stderr
 
 
+@pytest.mark.slow  # a process a side, each of which imports all
 def test_benchmark_at_toy_size(encoders, data_dir, tmp_path):
     """Its shape only: what it measures at this size says nothing."""
     flags = {
@@ -98,16 +99,11 @@ def test_benchmark_at_toy_size(encoders, data_dir, tmp_path):
     assert method["over_kd"]["median"] == pytest.approx(method["step_s"]["median"]
                                                         / method["kd_step_s"]["median"])
     assert all(entry["peak_memory_bytes"] > 1e8 for entry in found["methods"].values())
-    done = script(
-        sys.executable,
-        "scripts/benchmark.py",
-        "--task",
-        "CB",
-        "--data_dir",
-        "nowhere",
-        "--json",
-        str(tmp_path / "o.json"),
-    )
+
+
+def test_benchmark_says_what_it_cannot_read(tmp_path):
+    done = script(sys.executable, "scripts/benchmark.py", "--task", "CB", "--data_dir", "nowhere", "--json",
+                  str(tmp_path / "o.json"))
     assert done.returncode != 0 and "--data_dir nowhere" in done.stderr
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What made this folder, from the repository's root: data/ holds the official GLUE files (without QNLI's train
 # file, MNLI and QQP), encoders/MiniLM comes from `scripts/get_encoder.sh MiniLM encoders/MiniLM`. --mixed: the
-# runs of MRPC and of WNLI's first seed are of an earlier commit than the others.
+# runs of the first seeds of MRPC and WNLI are of an earlier commit than the others.
 set -euo pipefail
 folder=results/table_4-minilm
 tables=("${PYTHON:-python3}" scripts/make_tables.py --table 4 --mixed --note $folder/note.txt)
@@ -12,7 +12,9 @@ sweep --tasks WNLI --seeds 42 43 44 --num_episodes 30
 some="teacher kd meta_teacher_col mpdistil_col_real kd_200 uniform"
 sweep --tasks RTE --seeds 42 --num_episodes 10 --rows $some student
 sweep --tasks STS-B --seeds 42 --num_episodes 10 --rows $some
-sweep --tasks SST-2 --seeds 42 --num_episodes 10 --max_train 2000
+sweep --tasks MRPC --seeds 43 --num_episodes 10 --rows $some student
+sweep --tasks SST-2 --seeds 42 43 44 --num_episodes 10 --max_train 2000 --quiz_size 400 --rows $some student
+python scripts/keep_predictions.py runs/table_4 --output $folder/test_predictions.zip
 "${tables[@]}" runs/table_4 --compact $folder/runs.jsonl --output $folder/table.md
 # from here on without the runs
 "${tables[@]}" $folder/runs.jsonl --output $folder/table.md

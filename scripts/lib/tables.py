@@ -125,8 +125,13 @@ def cell_lines(found, table):
 
 
 def limit_text(found):
-    """Which runs do not use all of train and quiz; None without any."""
-    parts = dict.fromkeys(text for record in found.records for text in limits_of(record["data"]))
+    """Which runs do not use all of train and quiz, of their own task and of others in its curriculum; None
+    without any."""
+    parts = {}
+    for record in found.records:
+        for text in limits_of(record["data"]):
+            own = text.startswith(f"{record['task']}/")
+            parts[text if own else f"{text} in the curriculum of {record['task']}"] = True
     return f"Not all data: {'; '.join(parts)}." if parts else None
 
 

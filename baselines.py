@@ -91,6 +91,12 @@ class Baseline:
         and AdamW's moments where they learn, once where they run at every step, else not at all."""
         return 4 if self.teacher_learns else int(self.tokens or self.replaces)
 
+    @property
+    def keeps_more(self):
+        """Whether a step keeps more than a student's own step and the copies of the teacher do: the graph of
+        a virtual step, the teacher's layers in the student's network, attention scores."""
+        return self.from_quiz or self.replaces or self.attention
+
     def passes(self, constants):
         """(the student's, the teacher's) passes over the batch of a step, a backward pass counted as two
         forward ones; of what is drawn the mean; about, where a step is of second order."""
@@ -301,11 +307,16 @@ def replacing_rate(done, constants):
     return min(1.0, constants["start"] + (1 - constants["start"]) * done / constants["share"])
 
 
+def block_ends(depth, nlayers):
+    """The teacher's layers at which its blocks end, one block for each of the student's layers: 0, N/n, 2N/n,
+    ... N, rounded down."""
+    return [number * depth // nlayers for number in range(nlayers + 1)]
+
+
 def mixed_layers(student_layers, teacher_layers, replaced):
     """The layers of a network of n blocks: of block l the student's layer l where replaced[l], else the
     teacher's that it stands for, N/n of them. -> list."""
-    depth, blocks = len(teacher_layers), len(student_layers)
-    ends = [number * depth // blocks for number in range(blocks + 1)]
+    ends = block_ends(len(teacher_layers), len(student_layers))
     return [layer for number, own in enumerate(replaced) for layer in
             (student_layers[number:number + 1] if own else teacher_layers[ends[number]:ends[number + 1]])]
 
@@ -356,7 +367,7 @@ def projections(hidden, constants, seed):
 
 def embeddings_and_skipped(depth, nlayers):
     """The embeddings, and every layer of the student against every (N/n)-th of the teacher."""
-    return list(range(nlayers + 1)), [number * depth // nlayers for number in range(nlayers + 1)]
+    return list(range(nlayers + 1)), block_ends(depth, nlayers)
 
 
 def one_projection(hidden, constants, seed):

@@ -193,8 +193,7 @@ def fine_tune(lab):
     reads = lab.reads("train", checkpoint=inputs.checkpoints.teacher_sha256)
     with lab.open("teacher", fine_tune, settings, reads) as phase:
         if not phase.finished:
-            model = lab.to_train(load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "teacher",
-                                            bf16=lab.bf16, head_dropout=args.head_dropout))
+            model = lab.new_teacher()
             best = train_teacher(model, inputs.data["train"], settings,
                                  **lab.loop(phase, lab.predictor(model)))
             lab.publish(phase, best, model)
@@ -253,8 +252,7 @@ def train_baseline(lab, method, teacher):
     args, inputs, source, seconds = lab.inputs.args, lab.inputs, teacher, 0.0
     if METHODS[method].assistant:
         nlayers = (inputs.checkpoints.teacher_layers + args.nlayers) // 2
-        assistant = lab.to_train(load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "assistant",
-                                            nlayers, lab.bf16, args.head_dropout))
+        assistant = lab.new_teacher("assistant", nlayers)
         phase = distil_baseline(lab, f"{method}_assistant", method, assistant, nlayers, teacher)
         seconds = phase.seconds
         source = Teacher(assistant.heads.eval(), lab.stored_outputs(phase, lambda: assistant.encoder), phase)
@@ -572,7 +570,7 @@ class Experiment:
         """The settings of a method to compare with, for a student of so many layers."""
         args, constants = self.inputs.args, constants_of(self.inputs.args)[method]
         # of a teacher that learns too
-        teacher_rate = args.teacher_learning_rate if METHODS[method].teacher_loss else 0.0
+        teacher_rate = args.teacher_learning_rate if METHODS[method].teacher_learns else 0.0
         return self.training(BaselineTraining, args.epochs, args.train_dataloader_size, args.learning_rate,
                              method=method, nlayers=nlayers, constants=constants,
                              layers=self.layers_of(method),
@@ -652,20 +650,23 @@ class Experiment:
         model = model.to(self.device)
         return checkpoint_layers(model) if self.inputs.args.gradient_checkpointing else model
 
+    def new_teacher(self, role="teacher", nlayers=None):
+        """The pre-trained checkpoint, all layers or the first `nlayers`, with new heads."""
+        args, inputs = self.inputs.args, self.inputs
+        return self.to_train(load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, role, nlayers,
+                                        self.bf16, args.head_dropout))
+
     def new_student(self):
         """The first n layers of the pre-trained checkpoint, with new heads."""
         args, inputs = self.inputs.args, self.inputs
-        student = load_model(inputs.checkpoints.student, inputs.tasks, args.seed, "student", args.nlayers,
-                             self.bf16, args.head_dropout)
-        return self.to_train(student)
+        return self.to_train(load_model(inputs.checkpoints.student, inputs.tasks, args.seed, "student",
+                                        args.nlayers, self.bf16, args.head_dropout))
 
     def copy_of_teacher(self, teacher):
         """A Model with the fine-tuned teacher's weights."""
-        args, inputs = self.inputs.args, self.inputs
-        model = load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "teacher", bf16=self.bf16,
-                           head_dropout=args.head_dropout)
-        load_weights(model, teacher.phase.folder, [inputs.task.name])
-        return self.to_train(model)
+        model = self.new_teacher()
+        load_weights(model, teacher.phase.folder, [self.inputs.task.name])
+        return model
 
     def cut_of_teacher(self, teacher):
         """A student that starts as the fine-tuned teacher's first n layers, with its heads."""

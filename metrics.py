@@ -132,12 +132,6 @@ class Best:
                         for name, tensor in module.state_dict().items()}
         return True
 
-    def state_dict(self):
-        return dict(vars(self))
-
-    def load_state_dict(self, state):
-        vars(self).update(state)
-
     def restore(self, module):
         """Put the best weights back into the module."""
         module.load_state_dict(self.weights)

@@ -13,9 +13,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
-from bookkeeping.checkpoints import count_weights
+from bookkeeping.checkpoints import count_weights, load_config
 from bookkeeping.errors import one_line
 from data_utils import Batch, batches_by_length
 from models import EVAL_TOKENS, Encoder, Model, Pooler, checkpoint_layers, cut_config, own_dense
@@ -164,11 +164,13 @@ def need_of_run(inputs, eval_batch_size, methods, outputs):
     if 5 * max(teacher, student) <= SMALL:
         return least, "at least, by weights alone"
     of_teacher, of_student = steps_of_run(inputs, eval_batch_size)
-    ways, nlayers = {"bf16": args.precision == "bf16"}, args.nlayers
-    ways["checkpointing"] = args.gradient_checkpointing
+    ways = {"bf16": args.precision == "bf16", "checkpointing": args.gradient_checkpointing}
     try:
-        taught = predict_need(read_config(checkpoints.teacher), inputs.tasks, of_teacher, **ways)
-        learnt = predict_need(read_config(checkpoints.student), inputs.tasks, of_student, nlayers, **ways)
+        taught, learnt = (
+            predict_need(load_config(folder, flag), inputs.tasks, step, layers, **ways)
+            for folder, flag, step, layers in (
+                (checkpoints.teacher, "--teacher_model", of_teacher, None),
+                (checkpoints.student, "--student_model", of_student, args.nlayers)))
     except RuntimeError as error:  # how torch says, with many types, that an operator wants values
         return least, f"at least, by weights alone: this encoder takes no fake tensors, {one_line(error)}"
     if copies > 1:  # a teacher that learns too: both stay in memory, and each takes its step
@@ -176,11 +178,7 @@ def need_of_run(inputs, eval_batch_size, methods, outputs):
     else:
         beside = learnt.peak + copies * taught.weights
     size = max(taught.peak + 2 * on_cpu * taught.weights, beside + 2 * on_cpu * learnt.weights + outputs)
-    if any(method.from_quiz or method.replaces or method.attention for method in methods):
+    if any(method.keeps_more for method in methods):
         return size, ("at least: predicted, but for what a virtual step, layers of the teacher in the student"
                       " or attention scores keep besides")
     return size, "predicted"
-
-
-def read_config(folder):
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)

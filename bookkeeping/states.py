@@ -77,15 +77,17 @@ def on_device(value, device):
 def put_back(target, value, device):
     """Make `target` what it was when `value` was packed. What `places_itself` is given tensors on the host:
     a GPU may have no room for a second copy of them."""
-    if hasattr(target, "load_state_dict"):
-        places_itself = getattr(target, "places_itself", False)
-        target.load_state_dict(value if places_itself else on_device(value, device))
-    elif is_dataclass(target):
-        for name, entry in value.items():
-            setattr(target, name, on_device(entry, device))
-    else:
+    if isinstance(target, dict):
         for name, entry in value.items():
             put_back(target[name], entry, device)
+        return
+    if not getattr(target, "places_itself", False):
+        value = on_device(value, device)
+    if hasattr(target, "load_state_dict"):
+        target.load_state_dict(value)
+    else:
+        for name, entry in value.items():
+            setattr(target, name, entry)
 
 
 @dataclass

@@ -66,7 +66,7 @@ from curriculum import CurriculumTraining, Policy, QuizBatches, train_curriculum
 from data_utils import RandomStreams, Split, resolve_settings
 from main_superglue import Experiment, Teacher, read_inputs, train_by_method
 from meta_policy import Evaluator, Training, distill_student, train_meta_teacher, train_teacher
-from models import Encoder, FrozenEncoder, Heads, load_model, save_model
+from models import Encoder, FrozenEncoder, Heads, save_model
 
 PHASES = ("teacher", "kd", "meta_teacher", "mpdistil")
 SIDES = ("naive", "ours", "bare")
@@ -313,11 +313,6 @@ class Side:
         evaluator = Evaluator(predict_split, splits, self.args.select_on, "main_metric")
         return evaluator, self.rounds, Quiet(), self.rounds
 
-    def new_teacher(self):
-        inputs, args = self.lab.inputs, self.args
-        return load_model(inputs.checkpoints.teacher, inputs.tasks, args.seed, "teacher", bf16=self.lab.bf16,
-                          head_dropout=args.head_dropout).to(self.lab.device)
-
     @contextmanager
     def once(self):
         """What is done in here is done once a run, by ours."""
@@ -328,7 +323,7 @@ class Side:
     def frozen_teacher(self, *wanted):
         """The teacher as this side has it: heads, and outputs by example. wanted: (split, layers) that ours
         computes beforehand."""
-        model = self.new_teacher()
+        model = self.lab.new_teacher()
         self.rounds.watch = Stopwatch(self.lab.device, model.encoder if self.kind == "naive" else None)
         if self.kind == "naive":
             return Teacher(model.heads, RunningEncoder(model.encoder, 8, self.lab.device), None)
@@ -375,7 +370,7 @@ class Side:
     # the phases
 
     def teacher(self):
-        args, model = self.args, self.new_teacher()
+        args, model = self.args, self.lab.new_teacher()
         if self.kind == "bare":
             return self.bare(model, args.teacher_learning_rate)
         self.rounds.watch = Stopwatch(self.lab.device, model.encoder)
@@ -394,7 +389,8 @@ class Side:
     def meta_teacher(self):
         args, data, quiz = self.args, self.lab.inputs.data, self.quiz
         if self.kind == "bare":
-            heads, task, labels = self.new_teacher().heads, quiz.task.name, quiz.labels.to(self.lab.device)
+            heads, task = self.lab.new_teacher().heads, quiz.task.name
+            labels = quiz.labels.to(self.lab.device)
             pooled = torch.randn(len(quiz) * quiz.task.rows, heads.linear[task].in_features).to(labels.device)
             return self.bare(heads, args.meta_learning_rate, loss_of=lambda split, indices:
                              quiz.task.rules.loss(heads(task, pooled[split.rows(indices)]), labels[indices]))
@@ -444,7 +440,7 @@ class Side:
     def method(self, name):
         """A method to compare with, on its student."""
         inputs, lab, folder = self.lab.inputs, self.lab, self.folder / "fine_tuned"
-        model = self.new_teacher()
+        model = self.lab.new_teacher()
         save_model(model, folder, [inputs.task.name], inputs.checkpoints.tokenizer)
         teacher = Teacher(model.heads, lab.stored_outputs(SimpleNamespace(folder=self.folder),
                                                           lambda: model.encoder),

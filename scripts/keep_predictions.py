@@ -60,7 +60,8 @@ def keep(args):
             if what in seen:
                 continue
             seen.add(what)
-            if content.setdefault(name, path.read_bytes()) != path.read_bytes():
+            predicted = path.read_bytes()
+            if content.setdefault(name, predicted) != predicted:
                 raise InputError(f"--output {args.output}: has other predictions as {name} than {path}; give"
                                  " another --output, or the runs other names")
     # what was there stays until the new one is whole

@@ -311,32 +311,51 @@ def test_a_network_of_the_teachers_layers_is_the_teacher(family, tmp_path):
     assert list(stack_of(student.encoder)) == own
 
 
-@pytest.mark.parametrize("start, share, epochs", [(0.5, 1.0, 1), (1.0, 1.0, 1), (0.0, 1e6, 1), (0.0, 0.5, 2)])
-def test_what_learns_while_layers_are_replaced(start, share, epochs, encoders, data_dir):
-    """Until all blocks are the student's its layers alone; then all of it; the teacher never."""
-    from contextlib import nullcontext
-    from unittest.mock import MagicMock
-
+def small_models(encoders, data_dir):
+    """(splits of CB, a student of 2 layers, its teacher of 4)."""
     from transformers import AutoTokenizer
 
-    from data_utils import RandomStreams, load_task
-    from meta_policy import Evaluator
+    from data_utils import load_task
     from models import load_model
     from tasks import TASKS
     tokenizer, task = AutoTokenizer.from_pretrained(encoders["bert"]), TASKS["CB"]
-    data = load_task(task, data_dir, tokenizer, 40, 42, 4, ("train", "dev"))
-    student, teacher = (load_model(encoders["bert"], [task], 1, "teacher", layers) for layers in (2, None))
-    settings = baselines.BaselineTraining(
-        epochs=epochs, batch_size=8, learning_rate=1e-2, weight_decay=0.0, max_grad_norm=1.0,
-        head_dropout=0.0, seed=1, select_on="dev", eval_batch_size=16, device="cpu", precision="fp32",
-        dropout="training", weight_decay_on="matrices", selection="main_metric", data_order="own_generators",
-        zero_grad="none", method="theseus", nlayers=2, constants={"start": start, "share": share},
-        layers=[[], []], teacher_learning_rate=0.0)
+    data = load_task(task, data_dir, tokenizer, 40, 42, 4, ("train", "quiz", "dev"))
+    student, teacher = (load_model(encoders["bert"], [task], 1, role, layers)
+                        for role, layers in (("student", 2), ("teacher", None)))
+    return data, student, teacher
+
+
+def training_of(method, **more):
+    """The settings of a method's loop for small_models, without decay and dropout of heads."""
+    return baselines.BaselineTraining(**{
+        "weight_decay": 0.0, "head_dropout": 0.0, "seed": 1, "select_on": "dev", "eval_batch_size": 16,
+        "device": "cpu", "precision": "fp32", "dropout": "training", "weight_decay_on": "matrices",
+        "selection": "main_metric", "data_order": "own_generators", "zero_grad": "none", "method": method,
+        "nlayers": 2, "constants": BASELINES[method], "layers": list(METHODS[method].layers(4, 2)),
+        "teacher_learning_rate": 0.0, **more})
+
+
+def around(predict, data, event=lambda **_: None):
+    """Evaluator, streams and log of a loop."""
+    from contextlib import nullcontext
+    from unittest.mock import MagicMock
+
+    from data_utils import RandomStreams
+    from meta_policy import Evaluator
+    return (Evaluator(predict, {"dev": data["dev"]}, "dev", "main_metric"),
+            RandomStreams(1, "x", "own_generators"),
+            SimpleNamespace(event=event, progress=lambda *_: nullcontext(MagicMock())))
+
+
+@pytest.mark.parametrize("start, share, epochs", [(0.5, 1.0, 1), (1.0, 1.0, 1), (0.0, 1e6, 1), (0.0, 0.5, 2)])
+def test_what_learns_while_layers_are_replaced(start, share, epochs, encoders, data_dir):
+    """Until all blocks are the student's its layers alone; then all of it; the teacher never."""
+    data, student, teacher = small_models(encoders, data_dir)
+    settings = training_of("theseus", epochs=epochs, batch_size=8, learning_rate=1e-2, max_grad_norm=1.0,
+                           constants={"start": start, "share": share})
     before = [{name: value.clone() for name, value in model.state_dict().items()}
               for model in (student, teacher)]
     events, number = [], iter(range(99))
-    log = SimpleNamespace(event=lambda **values: events.append(values),
-                          progress=lambda *_: nullcontext(MagicMock()))
 
     def better(split):  # each epoch, so that the weights as they are last are kept
         right = torch.eye(3)[split.labels] * 9
@@ -344,8 +363,7 @@ def test_what_learns_while_layers_are_replaced(start, share, epochs, encoders, d
         return right
 
     baselines.replace_layers("x", student, teacher, data["train"], settings,
-                             Evaluator(better, {"dev": data["dev"]}, "dev", "main_metric"),
-                             RandomStreams(1, "x", "own_generators"), log)
+                             *around(better, data, lambda **values: events.append(values)))
     moved = [{name for name, value in model.state_dict().items() if not torch.equal(value, was[name])}
              for model, was in zip((student, teacher), before)]
     assert not moved[1] and all(weight.requires_grad for weight in student.parameters())
@@ -415,25 +433,10 @@ def test_how_good_a_teacher_is_against_finite_differences(encoders, data_dir):
 def test_a_teacher_that_learns_makes_adamws_first_step(method, encoders, data_dir, monkeypatch):
     """A step of the loop: the teacher goes by its rate against the sign of its gradient, and the student is
     then taught by the teacher as it is afterwards."""
-    from contextlib import nullcontext
-    from unittest.mock import MagicMock
-
-    from transformers import AutoTokenizer
-
-    from data_utils import RandomStreams, load_task
-    from meta_policy import Evaluator
-    from models import load_model, predict
-    from tasks import TASKS
-    tokenizer, task = AutoTokenizer.from_pretrained(encoders["bert"]), TASKS["CB"]
-    data = load_task(task, data_dir, tokenizer, 40, 42, 4, ("train", "quiz", "dev"))
-    student, teacher = (load_model(encoders["bert"], [task], 1, role, layers)
-                        for role, layers in (("student", 2), ("teacher", None)))
-    settings = baselines.BaselineTraining(
-        epochs=1, batch_size=len(data["train"]), learning_rate=1.0, weight_decay=0.0, max_grad_norm=1e9,
-        head_dropout=0.0, seed=1, select_on="dev", eval_batch_size=16, device="cpu", precision="fp32",
-        dropout="training", weight_decay_on="matrices", selection="main_metric", data_order="own_generators",
-        zero_grad="none", method=method, nlayers=2, constants=BASELINES[method],
-        layers=list(METHODS[method].layers(4, 2)), teacher_learning_rate=1e-2)
+    from models import predict
+    data, student, teacher = small_models(encoders, data_dir)
+    settings = training_of(method, epochs=1, batch_size=len(data["train"]), learning_rate=1.0,
+                           max_grad_norm=1e9, teacher_learning_rate=1e-2)
     bias = teacher.heads.linear["CB"].bias
     before, seen = bias.detach().clone(), []
     real = METHODS[method].loss
@@ -443,12 +446,10 @@ def test_a_teacher_that_learns_makes_adamws_first_step(method, encoders, data_di
         return real(student, teacher, *given)
 
     monkeypatch.setitem(METHODS, method, replace(METHODS[method], loss=loss))
-    log = SimpleNamespace(event=lambda **_: None, progress=lambda *_: nullcontext(MagicMock()))
     more = (data["train"],) if METHODS[method].teacher_loss else (data["train"], data["quiz"])
     run = baselines.learn_together if METHODS[method].teacher_loss else baselines.learn_to_teach
     run("x", student, teacher, *more, settings,
-        Evaluator(lambda split: predict(student, split, 16, "cpu"), {"dev": data["dev"]}, "dev",
-                  "main_metric"), RandomStreams(1, "x", "own_generators"), log)
+        *around(lambda split: predict(student, split, 16, "cpu"), data))
     # far from AdamW's eps: metadistil's gradient has the student's rate as a factor, which is large here
     torch.testing.assert_close((bias - before).abs(), torch.full_like(before, 1e-2), rtol=1e-3, atol=0)
     # what taught the student last are the logits of the teacher as it is now, on the same examples

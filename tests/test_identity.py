@@ -48,8 +48,8 @@ def edited(tmp_path, monkeypatch):
         ("main_superglue.py", "copy.deepcopy(student.model)", "lab.new_student()", {"kd_200"}),
         (
             "main_superglue.py",
-            'checkpoints.student, inputs.tasks, args.seed, "student", args.nlayers',
-            'checkpoints.student, inputs.tasks, args.seed, "teacher", args.nlayers',
+            'checkpoints.student, inputs.tasks, args.seed, "student"',
+            'checkpoints.student, inputs.tasks, args.seed, "teacher"',
             {"student", "kd"},
         ),
         (

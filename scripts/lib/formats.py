@@ -2,8 +2,8 @@
 
 A page is a list of (kind, content): ("heading", text), ("text", text), ("limits", text), which LaTeX has as a
 comment, ("list", texts), ("figures", None), where HTML has the drawings, ("table", (title, header, rows of
-texts)). pandas, which `datasets` brings along,
-does the formats (with tabulate and jinja2: scripts/requirements.txt).
+texts)). pandas, which `datasets` brings along, does the formats (with tabulate and jinja2:
+scripts/requirements.txt).
 """
 import os
 import re

@@ -31,8 +31,7 @@ from tasks import DESCRIPTION, KINDS, TASKS
 NOT_A_SETTING = {
     *NOT_PART_OF_THE_RUN, *(row.flag for row in ROWS.values() if row.flag), "task", "data_dir", "seed",
     "use_comp_loss", "reward_function", "curriculum", "protocol", "protocol_choices", "set", "teacher_model",
-    "student_model", "nlayers", "select_on", "device", "export", "baselines",
-    "baseline_set"}
+    "student_model", "nlayers", "select_on", "device", "export", "baselines", "baseline_set"}
 OF_RESULT = ("task", "protocol", "set", "loss", "reward", "curriculum", "seed", "stopped_after", "select_on",
              "dev_labels", "rows", "seconds", "peak_memory_bytes")
 OF_NEWER_RESULT = ("kind", "metrics", "dev_mismatched_labels")  # older results, and tasks without, lack them

@@ -79,9 +79,9 @@ def parse(argv=None):
     parser.add_argument("--record", type=Path, metavar="FILE",
                         help="set in the script of --cluster slurm: what became of the element is kept here,"
                              " and after SIGUSR1 its job is put back into the queue")
-    parser.add_argument("--estimate_from", nargs="+", type=Path, metavar="RUN_FOLDER",
+    parser.add_argument("--estimate_from", nargs="+", type=Path, metavar="RUN",
                         help="also say how long the sweep takes, by the steps of these finished runs of the"
-                             " same encoder")
+                             " same encoder, or of these files of benchmark.py --json")
     args, more = parser.parse_known_args(argv)
     args.more = more
     if args.cluster == "local":
@@ -107,10 +107,10 @@ def parse(argv=None):
     except ValueError as error:
         parser.error(f"argument --rows: {error}")
     args.seeds = list(dict.fromkeys(args.seeds))
-    for folder in args.estimate_from or ():
-        if not (folder / "result.json").is_file():
-            parser.error(f"argument --estimate_from: {folder}: no result.json found, expected the folder of a"
-                         " finished run")
+    for path in args.estimate_from or ():
+        if not path.is_file() and not (path / "result.json").is_file():
+            parser.error(f"argument --estimate_from: {path}: no result.json found, expected the folder of a"
+                         " finished run, or a file of benchmark.py --json")
     return args
 
 

@@ -101,6 +101,20 @@ def test_benchmark_at_toy_size(encoders, data_dir, tmp_path):
     assert all(entry["peak_memory_bytes"] > 1e8 for entry in found["methods"].values())
 
 
+@pytest.mark.slow  # two benchmarks, and a sweep's estimate for each task and precision
+def test_all_timings_by_one_command(encoders, data_dir, tmp_path):
+    """Its shape only, without the lab's package."""
+    small = ["--max_seq_length", "64", "--val_dataloader_size", "4", "--rounds", "1", "--steps", "1",
+             "--jobs", "1", "--baselines", "pkd_last"]
+    done = script("bash", "scripts/timing.sh", data_dir, data_dir, encoders["bert"], tmp_path, *small)
+    assert done.returncode == 0, done.stderr
+    for task in ("CB", "COPA"):
+        assert json.loads((tmp_path / f"{task}.json").read_text())["run"]["ratio"] > 0
+    hours = (tmp_path / "hours.md").read_text()
+    assert hours.count("# CB: about") == 2 and hours.count("# STS-B: about") == 2
+    assert "error: " in hours and "MNLI" in hours  # no files of it
+
+
 def test_benchmark_says_what_it_cannot_read(tmp_path):
     done = script(sys.executable, "scripts/benchmark.py", "--task", "CB", "--data_dir", "nowhere", "--json",
                   str(tmp_path / "o.json"))
@@ -109,7 +123,8 @@ def test_benchmark_says_what_it_cannot_read(tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    [("scripts/get_encoder.sh", "BERT", "x"), *((f"scripts/table_{name}.sh",) for name in ("1a", "1b", "4"))],
+    [("scripts/get_encoder.sh", "BERT", "x"), *((f"scripts/table_{name}.sh",) for name in ("1a", "1b", "4")),
+     ("scripts/timing.sh", "data", "data", "encoder")],
 )
 def test_usage_errors(words):
     done = script("bash", *words)

@@ -19,7 +19,7 @@ from lib.rows import BASELINE_ROWS, CONTROLS, ROWS, read_paper
 
 import make_tables
 import sweep
-from arguments import PROTOCOLS
+from arguments import PROTOCOLS, parse_arguments
 from bookkeeping.errors import InputError
 from bookkeeping.files import write_record
 from conftest import ROOT, TASK_NAMES
@@ -463,3 +463,27 @@ def test_an_interrupted_sweep_ends_with_the_same_table(encoders, data_dir, tmp_p
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and lines[0] == "# CB: about 0.0 h"
     assert lines[1].startswith("# 2 runs: about 0.0 h")
+
+
+def test_a_sweep_is_estimated_from_a_benchmark(encoders, data_dir, tmp_path, capsys):
+    words = ["--data_dir", str(data_dir), "--tasks", "CB", "--teacher_model", str(encoders["bert"]),
+             "--nlayers", "3", "--num_episodes", "8", "--val_dataloader_size", "4"]
+    settings = resolve_settings(parse_arguments(["--task", "CB", *words[:2], *words[4:]]))
+    seconds = {"teacher": 7200, "kd": 3600, "meta_teacher": 1, "mpdistil": 1800}
+    figures = {"settings": settings, "phases": {
+        phase: {"ours_s": taken, "bf16_s": taken / 2, "over_bare": 1.0} for phase, taken in seconds.items()}}
+    (tmp_path / "cb.json").write_text(json.dumps(figures))
+    del figures["phases"]["kd"]["over_bare"]
+    (tmp_path / "peer.json").write_text(json.dumps(figures))
+
+    def said(*more, rows=("teacher", "student", "kd"), name="cb.json"):
+        code = sweep.main([*words, "--rows", *rows, *more, "--estimate_from", str(tmp_path / name)])
+        found = capsys.readouterr()
+        return found.out if code == 0 else found.err
+
+    # two teachers, two distilled students, two undistilled ones, whose steps are like those of the distilled
+    assert said("--seeds", "1", "2").startswith("# CB: about 8.0 h\n# 2 runs: about 8.0 h in all")
+    assert said("--precision", "bf16", rows=("mpdistil_col_real",)).startswith("# CB: about 1.8 h\n")
+    refused = f"error: --estimate_from: {tmp_path / 'cb.json'}: measured in fp32, expected --precision tf32"
+    assert said("--precision", "tf32").startswith(refused)
+    assert "peer.json: no figures of phases found" in said(name="peer.json")

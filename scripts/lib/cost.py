@@ -8,6 +8,9 @@ from bookkeeping.files import read_json, read_record
 from data_utils import resolve_settings
 
 
+LIKE_KD = ("student", "kd_200", "kd_quiz")  # which benchmark.py does not measure, and whose steps are kd's
+
+
 def spoken(seconds):
     """A length of time as one reads it."""
     minutes = round(seconds / 60)
@@ -83,21 +86,48 @@ def work_of(args, facts):
     }
 
 
-def measured_rates(folders):
-    """({phase: median seconds per unit of work_of} of finished runs, sha256 of their encoder)."""
+def of_run(folder):
+    """(what a finished run was asked for, its encoder's sha256, {phase: its seconds})."""
+    result = read_record(folder / "result.json", "give the folders of finished runs")
+    settings = read_json(folder / "args.json", "give the folders of finished runs")
+    return with_defaults(settings), result["data"]["teacher_model"], result["seconds"]
+
+
+def of_benchmark(path, precision):
+    """The same of the figures of benchmark.py, in this precision, but for the sha256, which they lack."""
+    figures = read_json(path, "give the file that benchmark.py --json wrote")
+    settings, phases = figures.get("settings"), figures.get("phases")
+    if not settings or not phases or "over_bare" not in phases.get("kd", {}):
+        raise InputError(f"--estimate_from: {path}: no figures of phases found, expected the file that"
+                         " benchmark.py --json wrote without --peer")
+    side = "ours" if settings["precision"] == precision else precision
+    if f"{side}_s" not in phases["kd"]:
+        raise InputError(f"--estimate_from: {path}: measured in {settings['precision']}, expected --precision"
+                         f" {precision}, which the sweep has; measure it in that one")
+    return with_defaults(settings), None, {phase: phases[phase][f"{side}_s"] for phase in
+                                           ("teacher", "kd", "mpdistil")}
+
+
+def measured_rates(paths, precision):
+    """({phase: median seconds per unit of work_of} of finished runs and of benchmarks, sha256 of their
+    encoder). precision: that they must have."""
     rates, encoders, known = {}, set(), {}
-    for folder in folders:
-        result = read_record(folder / "result.json", "give the folders of finished runs")
-        settings = read_json(folder / "args.json", "give the folders of finished runs")
-        args = argparse.Namespace(**with_defaults(settings))
-        encoders.add(result["data"]["teacher_model"])
+    for path in paths:
+        settings, encoder, seconds = of_benchmark(path, precision) if path.is_file() else of_run(path)
+        args = argparse.Namespace(**settings)
+        if path.is_dir() and args.precision != precision:
+            raise InputError(f"--estimate_from: {path}: --precision {args.precision} found, expected"
+                             f" {precision}, which the sweep has; give runs in that one")
         key = (args.task, args.teacher_model, args.data_dir, args.max_seq_length, args.quiz_size,
                args.max_train, *args.tasks)
         if key not in known:
             known[key] = read_facts(args)
+        encoders.add(encoder or known[key]["encoder"])
         for phase, work in work_of(args, known[key]).items():
-            if phase in result["seconds"]:
-                rates.setdefault(phase, []).append(result["seconds"][phase] / work)
+            if phase in seconds:
+                rates.setdefault(phase, []).append(seconds[phase] / work)
+        for phase in LIKE_KD if path.is_file() else ():
+            rates.setdefault(phase, []).append(rates["kd"][-1])
     if len(encoders) != 1:
         raise InputError(f"--estimate_from: runs with {len(encoders)} different encoders found, expected one")
     return {phase: statistics.median(values) for phase, values in rates.items()}, encoders.pop()
@@ -120,9 +150,9 @@ def phases_of(job):
         yield job, "mpdistil"
 
 
-def estimate(jobs, folders, side_by_side):
-    """Lines that say how long the jobs take, per task, by the steps of finished runs."""
-    rates, encoder = measured_rates(folders)
+def estimate(jobs, paths, side_by_side):
+    """Lines that say how long the jobs take, per task, by the steps of finished runs or of a benchmark."""
+    rates, encoder = measured_rates(paths, jobs[0].args.precision)
     facts, seconds, computed = {}, {}, set()
     for job in jobs:
         task = job.args.task

@@ -126,11 +126,16 @@ def compare(found):
                for task in found.tasks for name, sides in FACTORS.items()}
     known = [comparison for comparison in (*rows.values(), *factors.values()) if comparison.seeds]
     mark_same(found, known)
+    correct_all(known)
+    return rows, factors
+
+
+def correct_all(known):
+    """Give all Comparisons that count their p, corrected (Holm) for as many as these are."""
     family = [comparison for comparison in known if comparison.counts]
     p_values = [max(comparison.p_values) for comparison in family]
     for comparison, p in zip(family, corrected(p_values), strict=True):
         comparison.p_corrected = p
-    return rows, factors
 
 
 def mark_same(found, known):

@@ -23,7 +23,7 @@ measure() {  # NAME flags ...
 measure CB --task CB "${encoders[@]}" --student_model "$encoder" --profile --baselines all "$@"
 measure COPA --task COPA "${encoders[@]}" --student_model "$encoder" --profile "$@"
 if [[ -n ${PEER:-} ]]; then
-  measure peer --task CB --tasks CB RTE --teacher_model "$encoder" --peer "$PEER"
+  measure peer --task CB --tasks CB RTE --teacher_model "$encoder" --peer "$PEER" "$@"
 fi
 
 hours() {  # NAME DATA_DIR TASKS ...: all rows, five seeds

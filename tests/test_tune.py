@@ -7,10 +7,11 @@ import pytest
 from lib.rates import choose, describe, paired_interval, read_rates
 
 import make_tables
+import show_rates
 import sweep
 import tune
 from bookkeeping.files import read_json, write_record
-from conftest import read_lines
+from conftest import ROOT, read_lines
 
 # --- the choice ---------------------------------------------------------------------------------------------
 
@@ -40,6 +41,41 @@ def test_paired_interval_by_hand():
     mean, low, high = paired_interval([0.0, 0.1, 0.2])
     reach = 4.302653 * 0.1 / 3 ** 0.5
     assert (mean, low, high) == pytest.approx((0.1, 0.1 - reach, 0.1 + reach), abs=1e-6)
+
+
+def test_a_page_of_records(tmp_path, capsys):
+    """Means, spreads and hours by hand; the teachers of the second choice are not counted again."""
+    def runs(flag, **scores):
+        return [{"flag": flag, "value": float(value), "split_seed": n, "seed": n, "score": score,
+                 "seconds": {"teacher": 3600.0, **({"kd": 1800.0} if flag == "learning_rate" else {})}}
+                for value, found in scores.items() for n, score in enumerate(found)]
+
+    rates = {"2e-5": [0.5, 0.7], "1e-4": [0.9, 0.8]}
+    choice = choose({float(value): found for value, found in rates.items()}, 2e-5)
+    write_record(tmp_path / "rates.json", {
+        "task": "CB", "encoder": {"teacher": "tiny", "student": "tiny", "nlayers": 3}, "protocol": "paper",
+        "set": [], "metric": "accuracy", "quiz": 25, "splits": 2, "flags": {"teacher_learning_rate": 2e-5},
+        "choices": {"teacher_learning_rate": choice, "learning_rate": choice},
+        "runs": [*runs("teacher_learning_rate", **rates), *runs("learning_rate", **rates)]})
+    assert show_rates.main([str(tmp_path / "rates.json")]) == 0
+    page = capsys.readouterr().out
+    assert "2 divisions into train and quiz; 6.0 hours of training" in page
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines()
+             if line.startswith("|")]
+    assert lines[2:4] == [["--teacher_learning_rate", "2e-05 (chosen)", "60.0", "14.1", "2"],
+                          ["--teacher_learning_rate", "0.0001", "85.0", "7.1", "2"]]
+    assert f"- {describe(choice, 'learning_rate')}\n" in page and "not told apart" in page
+    (tmp_path / "rates.json").write_text("{}")
+    assert show_rates.main([str(tmp_path / "rates.json")]) == 2
+
+
+COMMITTED = sorted((ROOT / "results" / "rates-minilm").glob("*.json"))
+
+
+def test_the_committed_page_comes_from_the_committed_records(tmp_path):
+    assert COMMITTED
+    assert show_rates.main([*map(str, COMMITTED), "--output", str(tmp_path / "page.md")]) == 0
+    assert (tmp_path / "page.md").read_bytes() == (COMMITTED[0].parent / "page.md").read_bytes()
 
 
 # --- the command --------------------------------------------------------------------------------------------

@@ -564,7 +564,10 @@ def measure(processes, beside, phase, own):
 
 
 def measure_methods(args, process_of, own):
-    """{method: seconds of its step and of kd's, their ratio, memory}; kd's memory under "kd"."""
+    """{method: seconds of its step and of kd's, their ratio, memory}; kd's memory under "kd". {} without
+    methods."""
+    if not args.baselines:
+        return {}
     kd, found = process_of("kd"), {}
     for method in args.baselines:
         pair, seen = {"kd": kd, method: process_of(method)}, {"kd": [], method: []}
@@ -578,7 +581,7 @@ def measure_methods(args, process_of, own):
         ratios = [theirs / its for theirs, its in zip(seen[method][1:], seen["kd"][1:], strict=True)]
         found[method] = {"step_s": spread(seen[method][1:]), "kd_step_s": spread(seen["kd"][1:]),
                          "over_kd": spread(ratios), "peak_memory_bytes": pair[method].ask(None)["peak"]}
-    return {"kd": {"peak_memory_bytes": kd.ask(None)["peak"]}, **found} if found else {}
+    return {"kd": {"peak_memory_bytes": kd.ask(None)["peak"]}, **found}
 
 
 def column_of(phases, startup_s, jobs):

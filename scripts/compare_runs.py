@@ -110,8 +110,8 @@ def parse(argv):
                         help=f"of {', '.join([*ROWS, *ALIASES])} (default: all that both sides have)")
     parser.add_argument("--output", type=Path, help="file to write to (default: the screen)")
     parser.add_argument("--compact", type=Path, metavar="FOLDER",
-                        help="also write the runs there without weights, as base.jsonl, other1.jsonl, ..., for a"
-                             " later --base and --other")
+                        help="also write the runs there without weights, as base.jsonl, other1.jsonl, ...,"
+                             " for a later --base and --other")
     args = parser.parse_args(argv)
     try:
         args.rows = find_rows(args.rows)

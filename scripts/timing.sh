@@ -30,9 +30,9 @@ hours() {  # NAME DATA_DIR TASKS ...: all rows, five seeds
   for precision in fp32 bf16; do
     echo "## $1 in $precision"
     for task in "${@:3}"; do
-      "$python" "$here/sweep.py" --data_dir "$2" --tasks "$task" --seeds 42 43 44 45 46 "${encoders[@]}" \
-        --precision "$precision" --estimate_from "$out/CB.json" "$out/COPA.json" 2>&1 |
-        grep -e '^# .*: about' -e '^error: ' | head -1 || true
+      lines=$("$python" "$here/sweep.py" --data_dir "$2" --tasks "$task" --seeds 42 43 44 45 46 "${encoders[@]}" \
+        --precision "$precision" --estimate_from "$out/CB.json" "$out/COPA.json" | sed -n 1p) || true
+      echo "${lines:-# $task: no estimate}"
     done
   done
 }

@@ -2,9 +2,9 @@
 import json
 
 import pytest
-from test_tables import EXAMPLES, made_up
 
 import compare_runs
+from test_tables import EXAMPLES, made_up
 
 SEEDS = (42, 43, 44)
 

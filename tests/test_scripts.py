@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+import show_timing
 from conftest import ROOT, TASK_NAMES, read_lines
 from data_utils import read_task
 from tasks import TASKS
@@ -112,7 +113,16 @@ def test_all_timings_by_one_command(encoders, data_dir, tmp_path):
         assert json.loads((tmp_path / f"{task}.json").read_text())["run"]["ratio"] > 0
     hours = (tmp_path / "hours.md").read_text()
     assert hours.count("# CB: about") == 2 and hours.count("# STS-B: about") == 2
-    assert "error: " in hours and "MNLI" in hours  # no files of it
+    assert hours.count("# MNLI: no estimate") == 2 and "--data_dir" in done.stderr  # no files of it
+
+
+def test_the_timing_page_has_the_figures_that_were_measured(capsys):
+    assert show_timing.main([str(ROOT / "results" / "timing")]) == 0
+    page = (ROOT / "docs" / "TIMING.md").read_text()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 80 and all(line in page for line in lines)
+    assert show_timing.main([str(ROOT / "docs")]) == 2  # no folder of such figures
+    assert "give the folder that timing.sh wrote" in capsys.readouterr().err
 
 
 def test_benchmark_says_what_it_cannot_read(tmp_path):

@@ -7,7 +7,6 @@ from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, read_record
 from data_utils import resolve_settings
 
-
 LIKE_KD = ("student", "kd_200", "kd_quiz")  # which benchmark.py does not measure, and whose steps are kd's
 
 

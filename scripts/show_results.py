@@ -81,10 +81,10 @@ def signal_of(folder):
     return f"| {folder.parent.name}/{folder.name} | {len(episodes)} | {' | '.join(parts)} | {score} |"
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN_FOLDER")
-    runs = parser.parse_args().runs
+    runs = parser.parse_args(argv).runs
     for folder in runs:
         if not (folder / "result.json").is_file():
             parser.error(f"{folder}: no result.json found; expected the folder of a finished run")

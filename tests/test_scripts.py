@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+import show_results
 import show_timing
 from conftest import ROOT, TASK_NAMES, read_lines
 from data_utils import read_task
@@ -35,23 +36,28 @@ def test_sample_data_is_balanced_and_well_formed(name):
         assert sum((example.notes for example in examples), Counter()).keys() <= {"exact"}
 
 
-def test_results_are_printed_as_markdown(command):
+def test_results_are_printed_as_markdown(command, capsys):
     code, folder = command("CB", num_episodes=3)
-    done = script(sys.executable, "scripts/show_results.py", str(folder))
-    rows = [line for line in done.stdout.splitlines()
+    capsys.readouterr()
+    show_results.main([str(folder)])
+    said = capsys.readouterr().out
+    rows = [line for line in said.splitlines()
             if line.startswith("| CB paper col binary policy seed 42")]
     names = [row.split(" | ")[1] for row in rows]
     assert code == 0 and names == ["teacher", "kd", "meta_teacher", "mpdistil"]
     reward = sum(line["reward"] for line in read_lines(folder / "metrics.jsonl") if line.get("episode") == 1)
-    assert f"| 3 | {reward:.4f} |" in done.stdout  # a fifth of three episodes is the first one
+    assert f"| 3 | {reward:.4f} |" in said  # a fifth of three episodes is the first one
     again = command("CB", num_episodes=3, seed=43, folder="again")[1]
-    done = script(sys.executable, "scripts/show_results.py", str(folder), str(again))
+    capsys.readouterr()
+    show_results.main([str(folder), str(again)])
     results = [json.loads((path / "result.json").read_text()) for path in (folder, again)]
     first, second = (result["rows"]["kd"]["dev"]["correct"] for result in results)
     spread = abs(first - second) / 2 ** 0.5
-    assert f"| kd | 2 | {first}, {second} | {(first + second) / 2:.1f} | {spread:.1f} |" in done.stdout
-    done = script(sys.executable, "scripts/show_results.py", str(folder.parent))
-    assert done.returncode == 2 and "no result.json found" in done.stderr
+    counts = f"| kd | 2 | {first}, {second} | {(first + second) / 2:.1f} | {spread:.1f} |"
+    assert counts in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        show_results.main([str(folder.parent)])
+    assert stop.value.code == 2 and "no result.json found" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # a process a side, each of which imports all

@@ -4,9 +4,28 @@ where used.
 Rows are right (1) or wrong (0), or minus the squared errors of a regression, or means of such rows, as arrays
 (seeds, examples).
 """
+import functools
+import hashlib
+import pickle
+
 import numpy as np
 
 RESAMPLES = 9999
+
+
+def by_content(function):
+    """The function, which remembers its answers: a page asks the same of the same rows several times, in its
+    sentences, tables and figures, and drawing thousands of samples takes seconds."""
+    answers = {}
+
+    @functools.wraps(function)
+    def remembered(*given, **named):
+        key = hashlib.sha256(pickle.dumps((given, named))).digest()
+        if key not in answers:
+            answers[key] = function(*given, **named)
+        return answers[key]
+
+    return remembered
 
 
 def exact_interval(correct, total, level=0.95):
@@ -16,6 +35,7 @@ def exact_interval(correct, total, level=0.95):
     return interval.low, interval.high
 
 
+@by_content
 def mean_interval(values, level=0.95, ends=(-1.0, 1.0)):
     """(mean, low, high) of values: (seeds, examples), which lie between `ends` (None: anywhere). The interval
     has the outer ends of two: the percentile bootstrap over seeds and examples, drawn anew independently
@@ -69,6 +89,7 @@ def permutation_p(first, second):
     return min(1.0, float(chances[np.abs(np.arange(-ends, ends + 1)) >= abs(sums.sum())].sum()))
 
 
+@by_content
 def random_swaps_p(differences):
     """Two-sided p of no difference, by random signs of (examples) differences."""
     from scipy.stats import permutation_test
@@ -118,6 +139,7 @@ def count_wins(teacher, students):
     return int(sum(max(student[task] for student in students) > right for task, right in enumerate(teacher)))
 
 
+@by_content
 def chance_of_wins(teacher, students):
     """Chance of at least as many wins as were found (count_wins) if teacher and students were exchangeable:
     their answers to each example are dealt out anew. It hangs on which of them is best in a task, not on by

@@ -221,7 +221,7 @@ def pretended():
     facts = {"_lazy_init": None, "is_available": True, "is_initialized": True, "is_bf16_supported": True,
              "mem_get_info": (80 << 30, 80 << 30), "get_device_name": "pretended", "device_count": 1,
              "max_memory_allocated": 123, "synchronize": None, "current_device": 0, "manual_seed_all": None,
-             "get_device_capability": (9, 0)}
+             "get_device_capability": (9, 0), "is_current_stream_capturing": False}
     changes = [patch.object(torch.cuda, name, lambda *_, value=value, **__: value)
                for name, value in facts.items()]
     changes += [patch.object(torch.cuda, "get_rng_state", lambda *_: state["rng"].clone()),

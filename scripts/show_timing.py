@@ -10,6 +10,7 @@ from pathlib import Path
 from lib import formats
 from lib.commands import exit_code
 
+from bookkeeping.errors import InputError
 from bookkeeping.files import read_json
 
 WAY_OUT = "give the folder that timing.sh wrote"
@@ -126,6 +127,10 @@ def hour_table(text):
 def show(folder):
     """Read and say."""
     tasks = {task: read_json(folder / f"{task}.json", WAY_OUT) for task in ("CB", "COPA")}
+    for task, figures in tasks.items():
+        if "bf16_s" not in figures.get("run", {}):
+            raise InputError(f"{folder / task}.json: no figures in bf16 found, which these tables have; measure"
+                             " on a machine that multiplies bfloat16 in hardware")
     page = [phase_table(tasks), goal_table(tasks), profile_table(tasks), method_table(tasks["CB"]["methods"])]
     if (folder / "peer.json").is_file():
         page += peer_tables(read_json(folder / "peer.json", WAY_OUT))

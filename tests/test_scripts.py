@@ -122,13 +122,16 @@ def test_all_timings_by_one_command(encoders, data_dir, tmp_path):
     assert hours.count("# MNLI: no estimate") == 2 and "--data_dir" in done.stderr  # no files of it
 
 
-def test_the_timing_page_has_the_figures_that_were_measured(capsys):
+def test_the_timing_page_has_the_figures_that_were_measured(tmp_path, capsys):
     assert show_timing.main([str(ROOT / "results" / "timing")]) == 0
     page = (ROOT / "docs" / "TIMING.md").read_text()
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) > 80 and all(line in page for line in lines)
     assert show_timing.main([str(ROOT / "docs")]) == 2  # no folder of such figures
     assert "give the folder that timing.sh wrote" in capsys.readouterr().err
+    for task in ("CB", "COPA"):
+        (tmp_path / f"{task}.json").write_text("{}")
+    assert show_timing.main([str(tmp_path)]) == 2 and "no figures in bf16" in capsys.readouterr().err
 
 
 def test_benchmark_says_what_it_cannot_read(tmp_path):

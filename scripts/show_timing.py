@@ -129,8 +129,8 @@ def show(folder):
     tasks = {task: read_json(folder / f"{task}.json", WAY_OUT) for task in ("CB", "COPA")}
     for task, figures in tasks.items():
         if "bf16_s" not in figures.get("run", {}):
-            raise InputError(f"{folder / task}.json: no figures in bf16 found, which these tables have; measure"
-                             " on a machine that multiplies bfloat16 in hardware")
+            raise InputError(f"{folder / task}.json: no figures in bf16 found, which these tables have;"
+                             " measure on a machine that multiplies bfloat16 in hardware")
     page = [phase_table(tasks), goal_table(tasks), profile_table(tasks), method_table(tasks["CB"]["methods"])]
     if (folder / "peer.json").is_file():
         page += peer_tables(read_json(folder / "peer.json", WAY_OUT))

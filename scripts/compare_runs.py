@@ -13,10 +13,8 @@ Needs scripts/requirements.txt.
 import sys
 from pathlib import Path
 
-import numpy as np
-
 from lib import formats
-from lib.commands import exit_code
+from lib.commands import exit_code, put
 from lib.comparisons import COLUMNS, SAME, Comparison, correct_all
 from lib.rows import ALIASES, ROWS, find_rows, label_of
 from lib.run_records import Found, check_comparable, environments_of, read_runs, same_student, write_compact
@@ -29,27 +27,16 @@ HEADER = ["task", "row", "seeds", "other", "base", *COLUMNS]
 
 # --- both sides ---------------------------------------------------------------------------------------------
 
-class Both:
+class Both(Found):
     """Two Found, read by a Comparison as if they were one: its names of rows are (0, row) of base and
     (1, row) of other."""
 
     def __init__(self, base, other):
-        self.sides = (base, other)
+        self.sides, self.facts = (base, other), base.facts
 
     def cell(self, task, name):
         side, row = name
         return self.sides[side].cell(task, row)
-
-    def seeds(self, task, *names):
-        """Seeds that all these rows have."""
-        cells = [self.cell(task, name) for name in names]
-        return [seed for seed in cells[0] if all(seed in cell for cell in cells)]
-
-    def scores(self, task, names, seeds):
-        return np.mean([self.sides[side].scores(task, [row], seeds) for side, row in names], axis=0)
-
-    def counts(self, task):
-        return self.sides[0].counts(task)
 
     def comparison(self, task, row):
         """Of a row of both sides; one computation on both is marked, as make_tables.py marks it."""
@@ -169,10 +156,7 @@ def compare(args):
         for name, side in (("base", base), *((f"other{number}", other)
                                              for number, other in enumerate(others, 1))):
             write_compact(side.records, args.compact / f"{name}.jsonl")
-    if args.output:
-        args.output.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+    put(text, args.output)
 
 
 def main(argv=None):

@@ -14,7 +14,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from lib.commands import exit_code
+from lib.commands import exit_code, put
 from lib.rows import read_paper
 from lib.run_records import Found, check_comparable, check_unmixed, read_runs, write_compact
 
@@ -75,11 +75,7 @@ def make(args):
     left_out = [f"{count} runs of {task}, which has no column" for task, count in others.items()]
     left_out += [f"{folder.name}, unfinished" for folder in unfinished]
     text = render(args, Found(records), table, left_out, places)
-    if args.output:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+    put(text, args.output)
 
 
 def render(args, found, table, left_out, places):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from lib import formats
-from lib.commands import exit_code
+from lib.commands import exit_code, put
 from lib.rates import describe, read_rates
 
 from metrics import METRIC_NAMES
@@ -46,11 +46,7 @@ def show(args):
     records = read_rates(args.records)
     page = [("heading", "Rates chosen on quiz"),
             *(part for _, record in sorted(records.items()) for part in parts_of(record))]
-    text = formats.to_markdown(page)
-    if args.output:
-        args.output.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+    put(formats.to_markdown(page), args.output)
 
 
 def main(argv=None):

@@ -1,4 +1,4 @@
-"""What the commands do alike: how they end."""
+"""What the commands do alike: where their text goes, how they end."""
 import sys
 
 from bookkeeping.errors import InputError, TrainingError
@@ -17,3 +17,12 @@ def exit_code(work, *given):
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 2
+
+
+def put(text, path):
+    """Write text to a file, whose folder is made, or to the screen where path is None."""
+    if path is None:
+        print(text, end="")
+    else:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")

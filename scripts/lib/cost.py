@@ -85,11 +85,15 @@ def work_of(args, facts):
     }
 
 
-def of_run(folder):
-    """(what a finished run was asked for, its encoder's sha256, {phase: its seconds})."""
+def of_run(folder, precision):
+    """(what a finished run was asked for, its encoder's sha256, {phase: its seconds}). InputError unless it
+    has this precision."""
     result = read_record(folder / "result.json", "give the folders of finished runs")
-    settings = read_json(folder / "args.json", "give the folders of finished runs")
-    return with_defaults(settings), result["data"]["teacher_model"], result["seconds"]
+    settings = with_defaults(read_json(folder / "args.json", "give the folders of finished runs"))
+    if settings["precision"] != precision:
+        raise InputError(f"--estimate_from: {folder}: --precision {settings['precision']} found, expected"
+                         f" {precision}, which the sweep has; give runs in that one")
+    return settings, result["data"]["teacher_model"], result["seconds"]
 
 
 def of_benchmark(path, precision):
@@ -112,11 +116,8 @@ def measured_rates(paths, precision):
     encoder). precision: that they must have."""
     rates, encoders, known = {}, set(), {}
     for path in paths:
-        settings, encoder, seconds = of_benchmark(path, precision) if path.is_file() else of_run(path)
+        settings, encoder, seconds = (of_benchmark if path.is_file() else of_run)(path, precision)
         args = argparse.Namespace(**settings)
-        if path.is_dir() and args.precision != precision:
-            raise InputError(f"--estimate_from: {path}: --precision {args.precision} found, expected"
-                             f" {precision}, which the sweep has; give runs in that one")
         key = (args.task, args.teacher_model, args.data_dir, args.max_seq_length, args.quiz_size,
                args.max_train, *args.tasks)
         if key not in known:

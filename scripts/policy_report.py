@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lib.commands import exit_code
+from lib.commands import exit_code, put
 from lib.formats import probability
 
 from arguments import COUNT, loss_name, with_defaults
@@ -26,8 +26,8 @@ from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, read_record
 
 AGREES = 1e-3  # largest difference of a probability between a run and the replay of its own actions
-KEYS = ("run", "task", "tasks", "seed", "curriculum", "choices", "rate", "steps", "p_main", "position",
-        "action", "by_task", "moved", "dev")
+KEYS = ("run", "task", "tasks", "seed", "curriculum", "choices", "rate", "steps", "p_main", "last",
+        "position", "action", "by_task", "moved", "dev")
 
 
 def analyse(folder, replays):
@@ -67,6 +67,7 @@ def analyse(folder, replays):
         "rate": args["policy_learning_rate"], "steps": advantages.shape[1],
         "p_main": [round(float(np.mean([step[place] for step in line["probabilities"]])), 6)
                    for line in lines],
+        "last": [round(float(value), 6) for value in np.mean(lines[-1]["probabilities"], axis=0)],
         "position": position, "action": [action, shuffled],
         "by_task": analysis.advantages_by_task(left, credited, tasks), "moved": moved,
         "dev": row["dev"] and {name: row["dev"][name] for name in ("correct", "total") if name in row["dev"]}
@@ -135,6 +136,31 @@ def task_table(records):
         yield f"| {record['run']} | {' | '.join(cells)} |"
 
 
+def group_table(records):
+    """A group of runs that differ in their seed alone a line."""
+    yield ("| runs | seeds | moved further than chance (p at most .05) | p(main): first, last (by seed) |"
+           " likeliest task at the end, by seed | main task's mean advantage above 0, below |")
+    yield "|---|---|---|---|---|---|"
+    for name in dict.fromkeys(map(group_of, records)):
+        group = [record for record in records if group_of(record) == name]
+        moved = [record["moved"]["p"] for record in group if record["moved"]]
+        further = "-"
+        if moved:
+            further = (f"{sum(p <= 0.05 for p in moved)} of {len(moved)}"
+                       f" (p {', '.join(map(probability, moved))})")
+        first, last = (np.mean([record["p_main"][place] for record in group]) for place in (0, -1))
+        by_seed = ", ".join(f"{record['p_main'][-1]:.3f}" for record in group)
+        likeliest = "-"
+        if moved:
+            likeliest = ", ".join(f"{record['tasks'][np.argmax(record['last'])]} {max(record['last']):.2f}"
+                                  for record in group)
+        of_main = [record["by_task"][record["task"]] for record in group]
+        known = [found for found in of_main if found and found[1] is not None]
+        yield (f"| {name} | {len(group)} | {further} | {first:.3f}, {last:.3f} ({by_seed}) | {likeliest} |"
+               f" {sum(found[1] > 0 for found in known)}, {sum(found[2] < 0 for found in known)} of"
+               f" {len(group)} |")
+
+
 def interval(found):
     return "no interval" if found[1] is None else f"{found[1]:+.4f} to {found[2]:+.4f}"
 
@@ -147,6 +173,8 @@ def page(records):
         f" share of {'/'.join(map(str, sorted(replays))) or 'no'} replays of the run's own states and"
         " advantages with random actions that moved as far, the run among them.", "",
         *movement_table(records), "",
+        "Runs that differ in the seed alone, a group a line. Above 0, below: runs in which the 95% interval"
+        " of the main task's mean advantage (next table) is.", "", *group_table(records), "",
         "Mean advantage of each task, what the step's position explains taken off (95% interval over steps;"
         " number of steps).", "", *task_table(records), ""])
 
@@ -201,10 +229,7 @@ def report(args):
         args.compact.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     if args.figure:
         draw(records, args.figure)
-    if args.output:
-        args.output.write_text(page(records), encoding="utf-8")
-    else:
-        print(page(records), end="")
+    put(page(records), args.output)
 
 
 def main(argv=None):

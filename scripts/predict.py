@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from lib.commands import exit_code
+from lib.commands import exit_code, put
 
 from arguments import COUNT, OneLineParser, Protocol
 from bookkeeping.errors import InputError
@@ -120,10 +120,7 @@ def predict_file(args):
     outputs = outputs_of(encoder, heads.to(device).eval(), task, split,
                          args.batch_size or EVAL_BATCH_SIZES[device.type], device)
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines_of(task, split, outputs))
-    if args.output:
-        args.output.write_text(text, encoding="utf-8")
-    else:
-        print(text, end="")
+    put(text, args.output)
     if split.labelled:
         found = score(task, task.rules.answer(outputs).tolist(), split.labels)
         print(f"{task.name}: {spoken(found)}; {', '.join(named_scores(found, without=()))}", file=sys.stderr)
@@ -138,10 +135,7 @@ def main(argv=None):
     parser.add_argument("--batch_size", type=COUNT, help="(default: 16 on a CPU, 128 on a GPU)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                         help="(default: cuda where there is one)")
-    args = parser.parse_args(argv)
-    if args.output and not args.output.absolute().parent.is_dir():
-        parser.error(f"argument --output: {args.output}: its folder does not exist")
-    return exit_code(predict_file, args)
+    return exit_code(predict_file, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -128,6 +128,8 @@ def test_the_replay_of_a_run_is_the_run(runs, tmp_path, capsys):
         # a state stands for the whole episode, in which the student moves it a little
         assert record["moved"]["away"] < 5e-4 and 0 < record["moved"]["p"] <= 1
         assert len(record["p_main"]) == 6 and record["steps"] == 3
+        assert sum(record["last"]) == pytest.approx(1, abs=1e-5)
+        assert record["last"][TASKS.index("CB")] == pytest.approx(record["p_main"][-1], abs=1e-6)
     assert learning["choices"] == ["paper", "advantage=step_mean", "reward_of=improvement", "col", "real"]
     assert learning["rate"] == 5e-2 and policy["rate"] == 1e-3
     assert learning["moved"]["moved"] > policy["moved"]["moved"] > 0
@@ -135,6 +137,8 @@ def test_the_replay_of_a_run_is_the_run(runs, tmp_path, capsys):
     assert sum(found[3] for found in chance["by_task"].values() if found) == 6 * 3
     text = page.read_text()
     assert "cb/policy" in text and "| cb/chance |" in text and text.count("\n| cb/") == 6
+    assert text.count("\n| CB, paper, ") == 3
+    assert "\n| CB, paper, col, real, uniform | 1 | - | 0.333, 0.333 (0.333) | - |" in text
     assert figure.read_text().startswith("<?xml")
     # and the page again from the records alone
     again = tmp_path / "again.md"

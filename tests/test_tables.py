@@ -8,6 +8,7 @@ import json
 import re
 import sys
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -724,6 +725,21 @@ def test_formats(tables, tmp_path):
                            for task in ("CB", "COPA"))]
     assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(
         f"{name}.{ending}" for name in names for ending in ("png", "svg"))
+
+
+@pytest.mark.parametrize("rewards", [["real"], ["real", "binary"]], ids=len)
+def test_a_narrow_figure_holds_its_legend(rewards):
+    """With one row it was wider than the figure."""
+    from lib.figures import SETTINGS, draw_episodes
+    records = [made_up(reward=reward) for reward in rewards] + [made_up(curriculum="uniform")]
+    for record in records:
+        record["rewards"] = [0.5] * LOOKS
+    with matplotlib.rc_context(SETTINGS):
+        figure = draw_episodes(Found(records), "CB")
+        figure.canvas.draw()
+        legend = figure.legends[0].get_window_extent()
+    assert len(figure.legends[0].texts) == 3
+    assert legend.x0 >= 0 and legend.y0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y1 <= figure.bbox.y1
 
 
 # --- the committed results ----------------------------------------------------------------------------------

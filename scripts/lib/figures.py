@@ -65,7 +65,8 @@ def draw_episodes(found, task):
     grid[1][0].set_ylabel(level_label(found, task))
     for other in grid[1][1:]:
         other.sharey(grid[1][0])
-    figure.legend(*grid[1][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.legend(*grid[1][0].get_legend_handles_labels(), loc="outside lower center", frameon=False,
+                  ncols=min(2, len(names)))
     figure.suptitle(f"{task}, seeds: {len(found.cell(task, names[0]))}")
     return figure
 

@@ -75,7 +75,7 @@ def to_csv(header, rows):
 
 
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#111}
-table{border-collapse:collapse;margin:1rem 0;font-size:13px}
+table{border-collapse:separate;border-spacing:0;margin:1rem 0;font-size:13px}
 th,td{padding:.25rem .6rem;text-align:left;border-bottom:1px solid #ccc;white-space:nowrap}
 th{border-bottom:2px solid #333}td:first-child,th:first-child{position:sticky;left:0;background:#fff}
 tr:hover td{background:#f3f3f3}.wide{overflow-x:auto}figure{margin:1.5rem 0}li{overflow-wrap:anywhere}
@@ -83,7 +83,7 @@ figure svg{max-width:100%;height:auto}figcaption{color:#444}
 @media(max-width:40rem){body{margin:1rem auto}td:first-child{white-space:normal;min-width:8rem}}
 @media print{@page{size:landscape}body{margin:0;max-width:none;font-size:10pt}table{font-size:6.5pt}
 .wide{overflow:visible}th,td{padding:.1rem .3rem}td:first-child,th:first-child{position:static}
-h2{break-after:avoid}tr,figure{break-inside:avoid}}"""
+h2{break-after:avoid}tr,figure{break-inside:avoid}figure svg{max-height:80vh}}"""
 HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">"""
 

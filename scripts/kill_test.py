@@ -23,21 +23,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def command_of(folder, flags):
+    """Words of the run in a folder."""
+    return [sys.executable, str(ROOT / "main_superglue.py"), *flags, "--output_dir", str(folder / "run"),
+            "--phase_dir", str(folder / "phases")]
+
+
 def start(folder, flags, log):
-    """The command, its output going to a file."""
-    return subprocess.Popen(
-        [
-            sys.executable,
-            str(ROOT / "main_superglue.py"),
-            *flags,
-            "--output_dir",
-            str(folder / "run"),
-            "--phase_dir",
-            str(folder / "phases"),
-        ],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
+    """The run as a process, its output going to a file."""
+    return subprocess.Popen(command_of(folder, flags), stdout=log, stderr=subprocess.STDOUT)
 
 
 def run_to_the_end(folder, flags):

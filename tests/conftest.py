@@ -1,8 +1,12 @@
 """Tiny random encoders of four architectures, and small data cut from sample_data/, both made once per
 session."""
 import json
+import multiprocessing
 import os
 import re
+import runpy
+import signal
+import subprocess
 import sys
 from collections import Counter
 from contextlib import redirect_stderr, redirect_stdout
@@ -178,18 +182,21 @@ def as_words(settings):
     return words
 
 
+def run_command(**flags):
+    """main_superglue's command line, small; flags given replace the small ones. Returns its exit code."""
+    try:
+        return main_superglue.main(parse_arguments(as_words({"task": "CB", **SMALL, **flags})))
+    except SystemExit as stop:  # argparse's own errors
+        return stop.code
+
+
 @pytest.fixture
 def command(encoders, data_dir, tmp_path):
-    """Run main_superglue's command line, small; flags given replace the small ones. Returns (exit code,
-    output folder)."""
+    """Run the command; returns (exit code, output folder), which `folder` names in the test's own."""
     def run(task="CB", folder="run", **flags):
-        settings = {"task": task, "data_dir": data_dir, "teacher_model": encoders["bert"], **SMALL,
-                    "output_dir": tmp_path / folder, **flags}
-        try:
-            code = main_superglue.main(parse_arguments(as_words(settings)))
-        except SystemExit as stop:  # argparse's own errors
-            code = stop.code
-        return code, Path(settings["output_dir"])
+        flags = {"task": task, "data_dir": data_dir, "teacher_model": encoders["bert"],
+                 "output_dir": tmp_path / folder, **flags}
+        return run_command(**flags), Path(flags["output_dir"])
     return run
 
 
@@ -202,6 +209,47 @@ class InProcess:
 
     def poll(self):
         return self.returncode
+
+
+def run_script(words, log, cwd, environment):
+    """What a forked process does: the script as __main__, its text going to log. What this process has
+    imported of the project goes, so that the script's own copy of it is read."""
+    os.dup2(log, 1), os.dup2(log, 2)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, encoding="utf-8") for number in (1, 2))
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
+    os.environ.update(environment)
+    os.chdir(cwd)
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(f"{ROOT}/"):
+            del sys.modules[name]
+    sys.path = [path for path in sys.path if not path.startswith(str(ROOT))]
+    sys.path.insert(0, str(Path(words[0]).resolve().parent))
+    sys.argv = list(words)
+    runpy.run_path(words[0], run_name="__main__")
+
+
+class Forked:
+    """Stands for subprocess.Popen([python, script, flag, ...]): a process of its own, which is killed as any
+    other is, but forked from this one, that has imported torch and transformers."""
+
+    def __init__(self, command, stdout, cwd=ROOT, **environment):
+        _, *words = map(str, command)
+        self.process = multiprocessing.get_context("fork").Process(
+            target=run_script, args=(words, stdout.fileno(), cwd, environment))
+        self.process.start()
+
+    def wait(self, seconds=None):
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired("forked", seconds)
+        return self.process.exitcode
+
+    def poll(self):
+        return self.process.exitcode
+
+    def send_signal(self, signum):
+        os.kill(self.process.pid, signum)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from conftest import ROOT, read_lines
+from conftest import ROOT, Forked, read_lines
 
 PAGE = (ROOT / "docs" / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
@@ -37,9 +37,10 @@ def run(encoders, data_dir, tmp_path):
             "max_seq_length": 64, "output_dir": tmp_path / "runs" / "run"
         }
         argv = [word for flag, value in flags.items() for word in (f"--{flag}", str(value))]
-        done = subprocess.run([sys.executable, "main_superglue.py", *argv, *more],
-                              cwd=changed_copy(name, folder), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        changed, path = changed_copy(name, folder), tmp_path / "log"
+        with open(path, "w") as log:
+            process = Forked([sys.executable, changed / "main_superglue.py", *argv, *more], log, cwd=changed)
+        assert process.wait() == 0, path.read_text()
         return (json.loads((tmp_path / "runs" / "run" / "result.json").read_text()),
                 read_lines(tmp_path / "runs" / "run" / "metrics.jsonl"))
     return in_copy

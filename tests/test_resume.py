@@ -5,7 +5,6 @@ import fcntl
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from dataclasses import dataclass, replace
@@ -19,12 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import curriculum
+import kill_test
 import meta_policy
 import tasks
 from bookkeeping import files, identity
 from bookkeeping.signals import STOP_SIGNALS
 from bookkeeping.states import GlobalGenerators, Saver, Trained
-from conftest import ROOT, read_lines
+from conftest import ROOT, Forked, as_words, read_lines, run_command
 from kill_test import compare, content
 
 SMALL = {
@@ -72,22 +72,17 @@ def run_killed(command, monkeypatch, every, folder, flags):
 @pytest.mark.parametrize(
     "flags",
     [
-        {"kd_200": True},
+        {"kd_200": True, "curriculum": "uniform", "set": ["quiz_batches=fixed"]},
         {"use_comp_loss": True, "reward_function": "real", "undistilled": True, "select_on": "quiz"},
         {"protocol": "released", "kd_200": True},
-        {"set": ["state_gradient=attached", "credit=next_step", "zero_grad=zeros"]},
-        {"curriculum": "uniform", "set": ["quiz_batches=fixed"]},
-        {"reward_function": "real", "set": ["advantage=step_mean", "reward_of=improvement"],
-         "policy_learning_rate": 1e-2},
-        {"use_comp_loss": True, "set": ["meta_term=attached", "pkd_layers=skip", "soft_loss=logits"]},
+        # the other phases of `paper`, and phase 4 of `released`
+        {"set": ["state_gradient=attached", "credit=next_step", "zero_grad=zeros",
+                 "data_order=global_generator", "student_update=each_episode",
+                 "reward_weights=before_episode"]},
+        {"use_comp_loss": True, "reward_function": "real", "policy_learning_rate": 1e-2,
+         "set": ["advantage=step_mean", "reward_of=improvement", "meta_term=attached", "pkd_layers=skip",
+                 "soft_loss=logits"]},
         {"task": "STS-B", "tasks": ["STS-B", "SST-2"], "reward_function": "real", "kd_200": True},
-        {
-            "set": [
-                "student_update=each_episode",
-                "data_order=global_generator",
-                "reward_weights=before_episode",
-            ]
-        },
     ],
     ids=str,
 )
@@ -100,26 +95,32 @@ def test_a_killed_run_leaves_the_same(flags, command, glue, monkeypatch):
     assert not list(killed.rglob("state-*")) and not list(killed.rglob("*part*"))
 
 
-def test_a_process_that_is_killed_for_good(encoders, data_dir, tmp_path):
+def test_a_process_that_is_killed_for_good(encoders, data_dir, tmp_path, monkeypatch, capsys):
     """The short form of scripts/kill_test.py, SIGKILL and all."""
-    flags = {
-        "kills": 1, "longest": 0.7, "work": tmp_path / "work", **SMALL, "task": "CB", "data_dir": data_dir,
-        "teacher_model": encoders["bert"], "nlayers": 2, "max_seq_length": 64, "device": "cpu"
-    }
-    words = [
-        word for name, value in flags.items()
-        for word in (f"--{name}", *(value if isinstance(value, list) else [str(value)]))
-    ]
-    done = subprocess.run([sys.executable, "scripts/kill_test.py", *words], cwd=ROOT, capture_output=True,
-                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0 and ", 0 differences" in done.stdout and done.stdout.startswith("kill 1"), (
-        done.stdout + done.stderr)
+    flags = {"kills": 2, "longest": 0.7, "work": tmp_path / "work", **SMALL, "task": "CB",
+             "data_dir": data_dir, "teacher_model": encoders["bert"], "nlayers": 2, "max_seq_length": 64,
+             "device": "cpu"}
+    monkeypatch.setattr(kill_test, "start", lambda folder, words, log: Forked(
+        kill_test.command_of(folder, words), log))
+    monkeypatch.setattr(sys, "argv", ["kill_test.py", *as_words(flags)])
+    assert kill_test.main() == 0
+    said = capsys.readouterr().out
+    assert said.startswith("kill 1: in phase ") and said.splitlines()[-1].startswith("2 kills (")
+    assert said.endswith(", 0 differences\n"), said
+
+
+@pytest.fixture(scope="module")
+def whole(encoders, data_dir, tmp_path_factory):
+    """What a run with SMALL leaves that nothing ended."""
+    folder = tmp_path_factory.mktemp("whole")
+    given = {"data_dir": data_dir, "teacher_model": encoders["bert"], "output_dir": folder / "run"}
+    assert run_command(**given, **SMALL) == 0
+    return content(folder)
 
 
 @pytest.mark.parametrize("signum", STOP_SIGNALS)
-def test_signals_save_and_end_the_run(signum, command, monkeypatch, capsys):
+def test_signals_save_and_end_the_run(signum, command, whole, monkeypatch, capsys):
     flags = {**SMALL, "save_seconds": 1000}
-    command(folder="whole/run", **flags)
     calls, consider = [0], Saver.consider
 
     def asked(self, state, at_end=False):
@@ -135,7 +136,7 @@ def test_signals_save_and_end_the_run(signum, command, monkeypatch, capsys):
     assert list(folder.parent.rglob("state-*.safetensors")) and not (folder / "result.json").exists()
     code, folder = command(folder="ended/run", **flags)
     assert code == 0 and "going on from" in capsys.readouterr().out
-    assert compare(content(folder.parent), content(folder.parents[1] / "whole")) == []
+    assert compare(content(folder.parent), whole) == []
 
 
 def stop_in_phase_4(command, monkeypatch, **flags):
@@ -271,33 +272,25 @@ def test_one_run_per_folder(command, capsys, tmp_path):
 
 def test_two_runs_that_share_phases_compute_each_once(encoders, data_dir, tmp_path):
     """Two processes begun together: one computes, the other says that it waits, then reuses."""
-    def begin(name, *more):
-        argv = [
-            sys.executable,
-            str(ROOT / "main_superglue.py"), "--task", "CB", "--data_dir",
-            str(data_dir), "--teacher_model",
-            str(encoders["bert"]), "--nlayers", "2", "--teacher_epochs", "40", "--epochs", "1",
-            "--meta_epochs", "1", "--num_episodes", "1", "--val_dataloader_size", "4", "--max_seq_length",
-            "64", "--output_dir",
-            str(tmp_path / "r" / name), *more
-        ]
-        return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True,
-                                env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-    both = [begin("a"), begin("b", "--reward_function", "real")]
-    said = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
+    logs, both = [tmp_path / f"{name}.log" for name in "ab"], []
+    for path, reward in zip(logs, ("binary", "real")):
+        flags = {"task": "CB", "data_dir": data_dir, "teacher_model": encoders["bert"], "nlayers": 2,
+                 "teacher_epochs": 40, "epochs": 1, "meta_epochs": 1, "num_episodes": 1,
+                 "val_dataloader_size": 4, "max_seq_length": 64, "output_dir": tmp_path / "r" / path.stem,
+                 "reward_function": reward}
+        with open(path, "w") as log:
+            both.append(Forked([sys.executable, ROOT / "main_superglue.py", *as_words(flags)], log))
+    assert [process.wait() for process in both] == [0, 0], logs[0].read_text() + logs[1].read_text()
     reused = [json.loads((tmp_path / "r" / name / "result.json").read_text())["reused"] for name in "ab"]
     assert sorted(reused[0] + reused[1]) == ["kd", "meta_teacher", "teacher"] and any(
-        "waiting for another run" in text for text in said)
+        "waiting for another run" in path.read_text() for path in logs)
     assert len(list((tmp_path / "r" / "phases").glob("teacher-*"))) == 1
 
 
 @pytest.mark.parametrize("where", ("state", "artefact"))
-def test_a_full_disk_leaves_the_last_state(where, command, monkeypatch, capsys):
+def test_a_full_disk_leaves_the_last_state(where, command, whole, monkeypatch, capsys):
     """The disk fills up in the kd phase: code 1, one line; with room again the run ends as if nothing had
     happened."""
-    command(folder="whole/run", **SMALL)
     calls, sync = [0], files.sync
 
     def full(path):
@@ -315,11 +308,11 @@ def test_a_full_disk_leaves_the_last_state(where, command, monkeypatch, capsys):
             and message.count("\n") == 1)
     monkeypatch.setattr(files, "sync", sync)
     assert command(folder="full/run", **SMALL)[0] == 0 and "going on from" in capsys.readouterr().out
-    assert compare(content(folder.parent), content(folder.parents[1] / "whole")) == []
+    assert compare(content(folder.parent), whole) == []
 
 
 @pytest.mark.parametrize("phase", ("teacher", "kd", "mpdistil"))
-def test_a_step_that_is_not_finite_stops_with_what_and_where(phase, command, capsys, monkeypatch):
+def test_a_step_that_is_not_finite_stops_with_what_and_where(phase, command, whole, capsys, monkeypatch):
     """The third step of a phase has a loss that is no number: phase, step, figure, examples and rate are
     said, and the state from before the step stays and goes on."""
     rules = tasks.KINDS["classification"]
@@ -330,7 +323,6 @@ def test_a_step_that_is_not_finite_stops_with_what_and_where(phase, command, cap
         calls[0] += 1
         return function(*arguments) * (float("nan") if calls[0] == 3 else 1.0)
 
-    command(folder="whole/run", **SMALL)
     with monkeypatch.context() as patched:
         if phase == "teacher":
             patched.setitem(tasks.KINDS, "classification", replace(rules, loss=third_is_none))
@@ -344,7 +336,7 @@ def test_a_step_that_is_not_finite_stops_with_what_and_where(phase, command, cap
             and "idx " in message)
     assert message.count("\n") == 1 and list(folder.parent.rglob("state-*.safetensors"))
     assert command(folder="stopped/run", **SMALL)[0] == 0 and "going on from" in capsys.readouterr().out
-    assert compare(content(folder.parent), content(folder.parents[1] / "whole")) == []
+    assert compare(content(folder.parent), whole) == []
 
 
 @pytest.mark.parametrize("flags", [{"teacher_learning_rate": 1e38}, {"learning_rate": 1e38}], ids=str)

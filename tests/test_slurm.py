@@ -404,10 +404,14 @@ class Cluster:
                 return int(path.parent.name)
         return None
 
-    def sleep_until_told(self, name):
-        """Stop the run of a sweep in its third episode, until it is to save: the machine is free for others
-        meanwhile, and the run is not done before. Returns the thread that wakes it."""
-        self.until_episode(name)
+    def sleep_until_told(self, name, at_once=False):
+        """Stop the run of a sweep in its third episode, or as soon as it is there, until it is to save: the
+        machine is free for others meanwhile, and the run gets no further before. Returns the thread that
+        wakes it."""
+        if at_once:
+            self.until(f"{name}: its run", lambda: self.run_of(name))
+        else:
+            self.until_episode(name)
         process = self.run_of(name)
         os.kill(process, signal.SIGSTOP)
         thread = threading.Thread(target=wake_when_told, args=(process,))
@@ -504,8 +508,9 @@ def check(cluster):
     assert cluster.line("stuck")[0] == 0
     for starts, state in ((1, "put back"), (2, "failed")):
         cluster.until_record("stuck", starts, state="running")
-        cluster.until("a run of it", lambda: cluster.run_of("stuck"))
+        thread = cluster.sleep_until_told("stuck", at_once=True)  # it must not come to a step before
         cluster.ask("scancel", "--signal=USR1", "--batch", cluster.record("stuck")["element"])
+        thread.join()
         cluster.until_record("stuck", starts, state=state)
     assert "ended before a step was made: the job is not put back" in cluster.log("stuck").read_text()
 

@@ -123,12 +123,8 @@ def test_all_timings_by_one_command(encoders, tmp_path):
     assert hours.count("# MNLI: no estimate") == 2 and "--data_dir" in done.stderr  # no files of it
 
 
-def test_the_timing_page_has_the_figures_that_were_measured(tmp_path, capsys):
-    assert show_timing.main([str(ROOT / "results" / "timing")]) == 0
-    page = (ROOT / "docs" / "TIMING.md").read_text()
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) > 80 and all(line in page for line in lines)
-    assert show_timing.main([str(ROOT / "docs")]) == 2  # no folder of such figures
+def test_a_timing_page_of_what_is_no_timing_is_refused(tmp_path, capsys):
+    assert show_timing.main([str(ROOT / "docs")]) == 2
     assert "give the folder that timing.sh wrote" in capsys.readouterr().err
     for task in ("CB", "COPA"):
         (tmp_path / f"{task}.json").write_text("{}")

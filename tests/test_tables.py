@@ -11,7 +11,6 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
-from matplotlib.image import imread
 from scipy import stats
 
 from lib import run_records
@@ -31,7 +30,6 @@ from lib.statistics import (
 )
 
 import make_tables
-from conftest import ROOT
 
 # --- statistics ---------------------------------------------------------------------------------------------
 
@@ -740,72 +738,3 @@ def test_a_narrow_figure_holds_its_legend(rewards):
         legend = figure.legends[0].get_window_extent()
     assert len(figure.legends[0].texts) == 3
     assert legend.x0 >= 0 and legend.y0 >= 0 and legend.x1 <= figure.bbox.x1 and legend.y1 <= figure.bbox.y1
-
-
-# --- the committed results ----------------------------------------------------------------------------------
-
-RESULTS = sorted((ROOT / "results").glob("*/runs.jsonl"))
-
-
-@pytest.mark.parametrize("runs", RESULTS, ids=lambda path: path.parent.name)
-def test_committed_pages_come_from_the_committed_runs(runs, tmp_path):
-    """The same bytes, with the flags of commands.sh; of the PNG files, which packed pictures are, the same
-    pixels."""
-    folder, here = runs.parent, tmp_path / "runs.jsonl"
-    here.write_bytes(runs.read_bytes())
-    given = re.search(r"scripts/make_tables\.py (.*)\)", (folder / "commands.sh").read_text())[1]
-    given = given.replace("$folder", str(folder)).split()
-    figures = tmp_path / "figures"
-    for name, *flags in (("table.md",), ("table.tex", "--format", "tex"), ("table.csv", "--format", "csv"),
-                         ("page.html", "--format", "html", "--figures", str(figures))):
-        assert make_tables.main([str(here), *given, "--output", str(tmp_path / name), *flags]) == 0
-        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
-    assert {path.name for path in (folder / "figures").iterdir()} == {path.name for path in figures.iterdir()}
-    for made in figures.iterdir():
-        kept = folder / "figures" / made.name
-        same = (np.array_equal(imread(made), imread(kept)) if made.suffix == ".png"
-                else made.read_bytes() == kept.read_bytes())
-        assert same, made.name
-
-
-def test_the_committed_page_says_what_its_runs_are():
-    """They are of one commit, whose files had been changed in most of them; five of its comparisons are
-    none."""
-    page = (ROOT / "results" / "table_1a-minilm" / "table.md").read_text()
-    assert "- Mixed, as --mixed allows: files that differ from their commit in 76 of 90 runs (cb/" in page
-    lines = lines_of_differences(page)
-    assert sum("same run as" in line[-1] for line in lines.values()) == 2 * (5 - 1)
-    assert row_of(page, "without curriculum, competitive")[1] == "76.4 ± 1.5 (same run)"
-    assert re.search(r"\| (higher|lower) ", page) is None
-
-
-def test_the_results_say_what_the_committed_page_says():
-    results = (ROOT / "docs" / "RESULTS.md").read_text()
-    assert RESULTS
-    for path in RESULTS:
-        page = sections((path.parent / "table.md").read_text())
-        main = re.search(r"(^\|.*\n)+", page["Ours beside the paper's"], re.MULTILINE).group()
-        assert main in results, f"the main table of {path.parent.name}"
-        for line in page["What the runs say"].strip().splitlines():
-            assert line in results, line
-
-
-def main_cells(text):
-    """Cells of the first table of a text, header and lines."""
-    lines = re.search(r"(^\|.*\n)+", text, re.MULTILINE).group().splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines
-            if not re.fullmatch(r"[|:-]+", line)]
-
-
-def test_the_readme_says_what_the_committed_page_says():
-    """Its headline table has the page's rows and some of its columns; its three sentences are beginnings of
-    the page's."""
-    headline = sections((ROOT / "README.md").read_text())["Result"]
-    page = sections((ROOT / "results" / "table_1a-minilm" / "table.md").read_text())
-    ours, theirs = main_cells(headline), main_cells(page["Ours beside the paper's"])
-    columns = [0, *(theirs[0].index(name) + shift for name in ours[0][1::2] for shift in (0, 1))]
-    assert ours == [[row[column] for column in columns] for row in theirs] and len(columns) == 5
-    said = re.findall(r"^- (.*(?:\n  .*)*)", headline, re.MULTILINE)
-    assert len(said) == 3
-    for sentence in (" ".join(text.split()).removesuffix(".") for text in said):
-        assert re.search(rf"^- {re.escape(sentence)}[;.]", page["What the runs say"], re.MULTILINE), sentence

@@ -11,7 +11,7 @@ import show_rates
 import sweep
 import tune
 from bookkeeping.files import read_json, write_record
-from conftest import ROOT, read_lines
+from conftest import read_lines
 
 # --- the choice ---------------------------------------------------------------------------------------------
 
@@ -67,15 +67,6 @@ def test_a_page_of_records(tmp_path, capsys):
     assert f"- {describe(choice, 'learning_rate')}\n" in page and "not told apart" in page
     (tmp_path / "rates.json").write_text("{}")
     assert show_rates.main([str(tmp_path / "rates.json")]) == 2
-
-
-COMMITTED = sorted((ROOT / "results" / "rates-minilm").glob("*.json"))
-
-
-def test_the_committed_page_comes_from_the_committed_records(tmp_path):
-    assert COMMITTED
-    assert show_rates.main([*map(str, COMMITTED), "--output", str(tmp_path / "page.md")]) == 0
-    assert (tmp_path / "page.md").read_bytes() == (COMMITTED[0].parent / "page.md").read_bytes()
 
 
 # --- the command --------------------------------------------------------------------------------------------

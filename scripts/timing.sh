@@ -29,11 +29,9 @@ fi
 hours() {  # NAME DATA_DIR TASKS ...: all rows, five seeds
   for precision in fp32 bf16; do
     echo "## $1 in $precision"
-    for task in "${@:3}"; do
-      lines=$("$python" "$here/sweep.py" --data_dir "$2" --tasks "$task" --seeds 42 43 44 45 46 "${encoders[@]}" \
-        --precision "$precision" --estimate_from "$out/CB.json" "$out/COPA.json" | sed -n 1p) || true
-      echo "${lines:-# $task: no estimate}"
-    done
+    "$python" "$here/sweep.py" --data_dir "$2" --tasks "${@:3}" --seeds 42 43 44 45 46 "${encoders[@]}" \
+      --precision "$precision" --estimate_from "$out/CB.json" "$out/COPA.json" |
+      sed -n 's/^\(# [A-Za-z0-9-]*: about [0-9.]* h\)$/\1/p; s/^\(# .*: no estimate\): .*/\1/p'
   done
 }
 

@@ -484,6 +484,11 @@ def test_a_sweep_is_estimated_from_a_benchmark(encoders, data_dir, tmp_path, cap
     # two teachers, two distilled students, two undistilled ones, whose steps are like those of the distilled
     assert said("--seeds", "1", "2").startswith("# CB: about 8.0 h\n# 2 runs: about 8.0 h in all")
     assert said("--precision", "bf16", rows=("mpdistil_col_real",)).startswith("# CB: about 1.8 h\n")
+    # a task without files is named and counts for nothing; where no other is left it is an error
+    lines = said("--tasks", "MNLI", "CB", rows=("teacher",)).splitlines()
+    assert lines[0].startswith("# MNLI: no estimate: --data_dir ") and "no folder MNLI found" in lines[0]
+    assert lines[1] == "# CB: about 2.0 h" and lines[2].startswith("# 1 runs: about 2.0 h in all")
+    assert said("--tasks", "MNLI").startswith("error: --data_dir ")
     refused = f"error: --estimate_from: {tmp_path / 'cb.json'}: measured in fp32, expected --precision tf32"
     assert said("--precision", "tf32").startswith(refused)
     assert "peer.json: no figures of phases found" in said(name="peer.json")

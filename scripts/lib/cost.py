@@ -151,13 +151,19 @@ def phases_of(job):
 
 
 def estimate(jobs, paths, side_by_side):
-    """Lines that say how long the jobs take, per task, by the steps of finished runs or of a benchmark."""
+    """Lines that say how long the jobs take, per task, by the steps of finished runs or of a benchmark. A
+    task whose files cannot be read has none, and the reason; InputError where no task has one."""
     rates, encoder = measured_rates(paths, jobs[0].args.precision)
-    facts, seconds, computed = {}, {}, set()
+    facts, seconds, without, computed = {}, {}, {}, set()
     for job in jobs:
         task = job.args.task
-        if task not in facts:
-            facts[task], seconds[task] = read_facts(job.args), 0.0
+        if task not in facts and task not in without:
+            try:
+                facts[task], seconds[task] = read_facts(job.args), 0.0
+            except InputError as error:
+                without[task] = error
+        if task in without:
+            continue
         if facts[task]["encoder"] != encoder:
             raise InputError(f"--estimate_from: measured with another encoder than --teacher_model "
                              f"{job.args.teacher_model}; give runs of the same")
@@ -168,9 +174,12 @@ def estimate(jobs, paths, side_by_side):
             raise InputError(f"--estimate_from: no run there that has {', '.join(missing)}")
         computed.update(key for key, _ in phases_of(job))
         seconds[task] += sum(rates[phase] * work[phase] for phase in phases)
-    for task, found in seconds.items():
-        yield f"# {task}: about {found / 3600:.1f} h"
-    hours = sum(seconds.values()) / 3600
-    yield (f"# {len(jobs)} runs: about {hours:.1f} h in all, {hours / side_by_side:.1f} h with --jobs"
+    if not seconds:
+        raise next(iter(without.values()))
+    for task in dict.fromkeys(job.args.task for job in jobs):
+        yield (f"# {task}: no estimate: {without[task]}" if task in without
+               else f"# {task}: about {seconds[task] / 3600:.1f} h")
+    hours, count = sum(seconds.values()) / 3600, sum(job.args.task in seconds for job in jobs)
+    yield (f"# {count} runs: about {hours:.1f} h in all, {hours / side_by_side:.1f} h with --jobs"
            f" {side_by_side} where {side_by_side} processes are each as fast as those measured"
            f" ({', '.join(sorted(rates))}); start-up not counted")

@@ -323,7 +323,7 @@ def mixed_layers(student_layers, teacher_layers, replaced):
 
 def virtual_step(loss, parameters, rate):
     """theta - rate * d loss / d theta, with its graph: {name: tensor} of parameters {name: tensor}. Those
-    that the loss does not hang on stay as they are."""
+    that the loss does not depend on stay as they are."""
     gradients = torch.autograd.grad(loss, parameters.values(), create_graph=True, allow_unused=True)
     return {name: value if gradient is None else value - rate * gradient
             for (name, value), gradient in zip(parameters.items(), gradients, strict=True)}

@@ -125,7 +125,7 @@ class CurriculumTraining(Training):
 
 @dataclass
 class Episode:
-    """The episode under way, all that its rest and its end hang on.
+    """The episode under way, all that its rest and its end depend on.
 
     number: from 1; order: the main task's quiz batches, a step each, None before it begins. Of the steps so
     far: used, the actions whose task trained the student; credited, those that the step's reward is credited

@@ -55,8 +55,8 @@ def cut_order(order, batch_size):
 
 class RandomStreams:
     """Everything random that a phase's loop draws: batch orders and actions, from a generator per purpose
-    that hangs on nothing but the seed, the phase and the purpose; with data_order "global_generator" all from
-    torch's global one, which dropout uses too (METHOD.md row 19)."""
+    that depends on nothing but the seed, the phase and the purpose; with data_order "global_generator" all
+    from torch's global one, which dropout uses too (METHOD.md row 19)."""
 
     def __init__(self, seed, phase, data_order):
         self.seed, self.phase, self.data_order, self.generators = seed, phase, data_order, {}
@@ -876,8 +876,8 @@ def join_splits(splits):
 
 
 def batches_by_length(split, batch_size, tokens=None):
-    """One pass in order of length, for work whose result does not hang on the order: little padding. tokens:
-    as many of them, padding included, as a batch may have besides."""
+    """One pass in order of length, for work whose result does not depend on the order: little padding.
+    tokens: as many of them, padding included, as a batch may have besides."""
     lengths = split.lengths()
     order = np.argsort(-lengths, kind="stable")
     if tokens is None:

@@ -137,8 +137,8 @@ def exit_code_of(result):
 
 
 def four_phases(lab):
-    """The phases in order. Each is given what it hangs on as an earlier one returned it, so that its identity
-    can name it."""
+    """The phases in order. Each is given what it depends on as an earlier one returned it, so that its
+    identity can name it."""
     args = lab.inputs.args
     teacher = fine_tune(lab)
     if args.stop_after == "teacher":
@@ -520,7 +520,7 @@ def open_experiment(inputs, again=False):
 class Experiment:
     """The checked inputs, the run's folder, the store of finished phases, and what the phases share.
     probe: what was tried on the encoders, and found; alternated: where phases 2 and 3 take turns, what they
-    made; code: {phase: what its result hangs on}; exports: {folder in models/: what became of it}."""
+    made; code: {phase: what its result depends on}; exports: {folder in models/: what became of it}."""
     inputs: Inputs
     log: RunFolder
     store: PhaseStore
@@ -545,7 +545,7 @@ class Experiment:
     def alternating(self):
         return self.inputs.protocol.phase_order == "alternating"
 
-    # settings, and what a phase's result hangs on
+    # settings, and what a phase's result depends on
 
     def training(self, kind, epochs, batch_size, learning_rate, **more):
         """The settings of a phase: a dataclass `kind`, whose fields are all that the phase may read."""
@@ -605,7 +605,7 @@ class Experiment:
                                without=self.not_called(), **more)
 
     def note_code(self, name, function):
-        """Have result.json say what the result of a phase hangs on."""
+        """Have result.json say what the result of a phase depends on."""
         self.code[name] = describe_code(function, self.not_called())
 
     def not_called(self):

@@ -252,7 +252,7 @@ def with_layers(encoder, layers):
 class Heads(nn.Module):
     """A linear head per task on the pooled output: dropout, then Linear(hidden, outputs), N(0, 0.02) and 0.
 
-    Each head is drawn from (seed, role, task) alone, so that its weights do not hang on which other tasks
+    Each head is drawn from (seed, role, task) alone, so that its weights do not depend on which other tasks
     there are.
     """
 

@@ -1,7 +1,7 @@
 """Tasks: how their inputs are built, what differs between kinds of tasks, the table, and tasks that a file
 describes.
 
-A new task is one more entry of TASKS, or a task.json beside its data. Whatever hangs on the kind of a task
+A new task is one more entry of TASKS, or a task.json beside its data. Whatever depends on the kind of a task
 (its loss, p(y|x), what counts as its answer and as right) stands in KINDS and nowhere else.
 """
 import functools

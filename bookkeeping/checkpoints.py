@@ -128,7 +128,7 @@ def load_tokenizer(folder, config, flag):
     it."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # what a damaged file raises hangs on the kind of tokenizer
+    except Exception as error:  # what a damaged file raises depends on the kind of tokenizer
         reason = why_no_tokenizer(folder, error)
         raise InputError(f"{flag} {folder}: no tokenizer could be loaded: {reason}") from None
     example = read_example(tokenizer, f"{flag} {folder}")

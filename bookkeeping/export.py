@@ -139,7 +139,7 @@ def describe_export(folder, export):
                 f" {export['difference']:.0e})")
     return (f"error: {where}: {export['class']} gives other logits than the run's model (by"
             f" {export['difference']:.1e}, at most {CLOSE:.0e} expected): a fault of this project, please"
-            " report it; the run's own figures do not hang on it, but do not use that folder without"
+            " report it; the run's own figures do not depend on it, but do not use that folder without"
             " scripts/predict.py")
 
 

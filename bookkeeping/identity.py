@@ -1,4 +1,4 @@
-"""What a phase's result hangs on, as a hash: its settings, what it reads, the libraries' versions, and the
+"""What a phase's result depends on, as a hash: its settings, what it reads, the libraries' versions, and the
 code that it calls, from the function of main_superglue.py that assembles it downwards.
 
 The code is found without running it: from that function on, every name and attribute that is defined in one

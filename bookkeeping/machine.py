@@ -175,7 +175,9 @@ def environment(on_gpu=True):
         "cores": os.cpu_count(), "cpu_threads": torch.get_num_threads(), "gpu": gpu,
         "deterministic": torch.are_deterministic_algorithms_enabled() if gpu else None,
         "cuda": torch.version.cuda if gpu else None, "git_commit": commit,
-        "git_changes": bool(git("status", "--porcelain")) if commit else None, "command": sys.argv,
+        # of code alone: tables and notes that lie beside it change no figure
+        "git_changes": bool(git("status", "--porcelain", "--", "*.py")) if commit else None,
+        "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z")
     }
 

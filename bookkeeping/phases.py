@@ -110,9 +110,9 @@ class PhaseStore:
 
     @contextmanager
     def open(self, name, function, settings, reads, log, without=(), keep_state=False):
-        """The Phase `name`, whose result hangs on the code of `function` (but for what it calls by the names
-        `without`), on settings (a dataclass) and on reads (checksums and identities). Of two runs that need
-        it at one time, one computes it and the other waits.
+        """The Phase `name`, whose result depends on the code of `function` (but for what it calls by the
+        names `without`), on settings (a dataclass) and on reads (checksums and identities). Of two runs
+        that need it at one time, one computes it and the other waits.
 
         log: the phase's lines. keep_state: another phase ends with this state too, and will clear it.
         """

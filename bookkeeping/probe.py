@@ -219,11 +219,11 @@ def answers_alike(probe, both, short, pooled, states):
                    else "--set padding=max_length pads every row alike")
         probe.refuse(f"padding changes what it computes{why}: a row of {length} tokens alone, and beside one "
                      f"of {both.input_ids.shape[1]}, differs by {padded:.0e} of the largest state, so that a "
-                     f"row's result hangs on its neighbours; {way_out}")
+                     f"row's result depends on its neighbours; {way_out}")
     off = max(map(difference, alone, again))
     if off > TOLERANCE:
         probe.refuse(f"the same row, given twice, differs by {off:.0e} of the largest state: what it "
-                     "computes hangs on chance, or on what it computed before; choose another encoder")
+                     "computes depends on chance, or on what it computed before; choose another encoder")
     return alone[0]
 
 
@@ -276,7 +276,7 @@ def same_layers(encoder, states, whole, where):
             what = f"layer {layer}" if layer else "the embeddings"
             raise InputError(f"{where}: cut to {count} of {len(whole) - 1} layers it is another encoder: "
                              f"{what} differs by {off:.0e} of the largest state from the whole one's, so the "
-                             "layers hang on their number in its configuration; choose another encoder")
+                             "layers depend on their number in its configuration; choose another encoder")
         return norm
     return None
 

@@ -432,7 +432,7 @@ class Side:
         policy = Policy(student.state_predictor.in_features, len(inputs.quiz), args.seed).to(self.lab.device)
         settings = self.lab.training(
             CurriculumTraining, self.count, self.batch_size, args.learning_rate,
-            policy_learning_rate=args.meta_learning_rate, reward=args.reward_function,
+            policy_learning_rate=args.policy_learning_rate, reward=args.reward_function,
             curriculum=args.curriculum)
         train_curriculum(student, teacher.heads, policy, teacher.outputs, inputs.quiz, inputs.task.name,
                          settings, *self.around(self.lab.predictor(student)))

@@ -83,7 +83,7 @@ def kill_once(folder, flags, seconds, from_start):
 
 
 def content(folder):
-    """{what: content} of everything that must not hang on how often the run was killed."""
+    """{what: content} of everything that must not depend on how often the run was killed."""
     found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*")
              if path.suffix == ".safetensors" or (path.suffix == ".jsonl" and "predictions" in path.parts)}
     for name in ("metrics", "trajectories"):

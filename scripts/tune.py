@@ -121,7 +121,8 @@ def tune(args, more):
         elif not all([job.finished() for job in flat]):
             for job in flat:
                 print(f"{'# finished: ' if job.finished() else ''}{shlex.join(job.command)}")
-            print(f"# --{flag} is chosen when these {len(flat)} runs are finished; the next runs hang on it")
+            print(f"# --{flag} is chosen when these {len(flat)} runs are finished; the next runs depend on"
+                  " it")
             return 0
         scores = {value: [score_of(job, rows) for job in found] for value, found in jobs.items()}
         made += [(flag, value, job, score) for value, found in jobs.items()

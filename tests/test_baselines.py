@@ -384,7 +384,7 @@ def test_a_virtual_step_by_hand():
     found = baselines.virtual_step(scale * theta.square().sum(), {"theta": theta, "idle": idle}, 0.1)
     close(found["theta"], 2 - 0.1 * 3 * 2 * 2)
     assert found["idle"] is idle
-    found["theta"].sum().backward()  # it goes on to what the loss hangs on
+    found["theta"].sum().backward()  # it goes on to what the loss depends on
     close(scale.grad, -0.1 * 2 * 2)
 
 
@@ -458,7 +458,7 @@ def test_a_teacher_that_learns_makes_adamws_first_step(method, encoders, data_di
 
 
 def test_the_teacher_of_the_run_stays_as_it_was(command):
-    """A method whose teacher learns trains a copy: the rows of the others do not hang on it."""
+    """A method whose teacher learns trains a copy: the rows of the others do not depend on it."""
     flags = dict(nlayers=2, stop_after="kd", learning_rate=1e-3, teacher_learning_rate=1e-2)
     learning = ["dml", "prokt", "metadistil"]
     code, folder = command(folder="a/run", baselines=[*learning, "hinton_kd"], **flags)
@@ -594,8 +594,8 @@ def made_phases(encoders, data_dir, tmp_path_factory):
 @pytest.mark.parametrize("method", ["annealing_kd", "takd", "rail_kd", "prokt", "metadistil", "tinybert",
                                     "theseus"])
 def test_a_killed_method_goes_on_with_the_same_bytes(method, command, monkeypatch, made_phases, tmp_path):
-    """annealing: the loss hangs on how many steps were made; takd: both of its phases; rail_kd: the layers of
-    the epoch, and what is learnt beside the student; prokt: the teacher that learns; metadistil: its quiz
+    """annealing: the loss depends on how many steps were made; takd: both of its phases; rail_kd: the layers
+    of the epoch, and what is learnt beside the student; prokt: the teacher that learns; metadistil: its quiz
     batches too; theseus: the layers that are drawn, and an optimizer that has not met all weights."""
     flags = dict(KILLED, baselines=[method])
     for name in ("whole", "killed"):
@@ -623,7 +623,7 @@ def test_a_killed_method_goes_on_with_the_same_bytes(method, command, monkeypatc
 
 
 def test_padding_changes_nothing(encoders, data_dir):
-    """[CLS] states and logits of a row do not hang on how long its batch is."""
+    """[CLS] states and logits of a row do not depend on how long its batch is."""
     import numpy as np
     from transformers import AutoTokenizer
 

@@ -62,7 +62,7 @@ def page():
         "# Families of encoders\n\nWhat becomes of an encoder of each family, tried with tiny random weights "
         f"({NLAYERS} of 4 layers as\nthe student, {LENGTH} tokens) through the command line. Other families "
         "are tried in the same way when a run\nstarts: nothing is asked by name. Written by\n"
-        "`python -m pytest tests/test_families.py --families_table docs/FAMILIES.md`.\n\n"
+        "`scripts/test.sh -n 0 tests/test_families.py --families_table docs/FAMILIES.md`.\n\n"
         "| family | model | | pooled output | remarks, or the reason |\n|---|---|---|---|---|\n"
         + "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in rows)
     )

@@ -1,4 +1,4 @@
-"""What a phase's identity covers: the code that its result hangs on, the assembly included, and nothing
+"""What a phase's identity covers: the code that its result depends on, the assembly included, and nothing
 else."""
 import json
 import shutil
@@ -44,7 +44,7 @@ def edited(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "file, old, new, phases",
     [
-        # what a phase's result hangs on
+        # what a phase's result depends on
         ("main_superglue.py", "copy.deepcopy(student.model)", "lab.new_student()", {"kd_200"}),
         (
             "main_superglue.py",
@@ -78,7 +78,7 @@ def edited(tmp_path, monkeypatch):
         ("metrics.py", "if not value > self.score:", "if not value >= self.score:", EVERY),
         ("models.py", "std=0.02", "std=0.03", EVERY),
         ("data_utils.py", "order[start:start + batch_size]", "order[start:start + batch_size + 0]", EVERY),
-        # what no phase's result hangs on
+        # what no phase's result depends on
         (
             "metrics.py",
             "round(value, 6) for value in scores.tolist()",

@@ -136,6 +136,31 @@ def test_phases_say_where_they_were_computed(command):
     assert {"cpu", "cores"} <= json.loads((folder / "environment.json").read_text()).keys()
 
 
+def test_changes_are_those_of_code(tmp_path, monkeypatch):
+    """A table or figure that lies beside the code makes no run one of changed files."""
+    from bookkeeping import machine
+
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=b", *words], cwd=tmp_path, check=True,
+                       capture_output=True)
+
+    for name in ("code.py", "notes.md"):
+        (tmp_path / name).write_text("1\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    monkeypatch.setattr(machine, "HERE", tmp_path)
+    changes = []
+    for name in (None, "notes.md", "cost.json", "more/new.py", "code.py"):
+        if name:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text("2\n")
+        changes.append(machine.environment()["git_changes"])
+        if name == "more/new.py":
+            (tmp_path / name).unlink()
+    assert changes == [False, False, False, True, True]
+
+
 # --- the control on train and quiz --------------------------------------------------------------------------
 
 @pytest.mark.parametrize("task", ("CB", "COPA"))

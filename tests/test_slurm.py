@@ -423,7 +423,7 @@ class Cluster:
         return element in self.ask("squeue", "--noheader", "--array", "--format", "%i").split()
 
     def content(self, name):
-        """All that must not hang on how often the runs were ended: {file: content}."""
+        """All that must not depend on how often the runs were ended: {file: content}."""
         found = {}
         for path in sorted((self.folder / name / "cb").rglob("*")):
             where = str(path.relative_to(self.folder / name))

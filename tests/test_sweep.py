@@ -62,6 +62,9 @@ def test_a_whole_column(capsys):
     commands = printed(capsys, "--tasks", "cb", "COPA", "--seeds", "1", "2", "--nlayers", "3",
                        "--learning_rate", "1e-4")
     assert len(commands) == 2 * 2 * 9
+    whole = len(printed(capsys, "--seeds", "1", "2", "3", "4", "5"))  # as the documentation counts them
+    assert f"# prints the {whole} commands: 6 tasks x 5 seeds x 9 runs" in (
+        ROOT / "docs" / "RESULTS.md").read_text()
     assert {value(command, "--learning_rate") for command in commands} == {"1e-4"}
     assert [(value(command, "--seed"), value(command, "--task")) for command in commands[::9]] == [
         ("1", "CB"), ("1", "COPA"), ("2", "CB"), ("2", "COPA")]

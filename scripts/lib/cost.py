@@ -29,7 +29,7 @@ def expected_seconds(jobs):
 
 
 def read_facts(args):
-    """What the amount of work hangs on: tokens of each split of the main task as the encoder reads them,
+    """What the amount of work depends on: tokens of each split of the main task as the encoder reads them,
     mean tokens of a quiz example over the curriculum's tasks, examples of train and quiz, layers of the
     teacher."""
     from bookkeeping.checkpoints import (

@@ -31,7 +31,7 @@ class Job:
     started: float = 0.0
 
     def __post_init__(self):
-        if self.args.precision == "auto":  # which one it is hangs on the machine that runs it
+        if self.args.precision == "auto":  # which one it is depends on the machine that runs it
             raise InputError("argument --precision: auto found, expected fp32, tf32 or bf16: all runs of a"
                              " sweep must compute alike, on whichever machine they run")
 

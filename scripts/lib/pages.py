@@ -75,7 +75,7 @@ def control_texts(found):
 def protocol_texts(found):
     """What the protocol makes of rows."""
     if found.alternating:
-        yield ("Phases 2 and 3 alternate, so that a distilled student hangs on the loss: the rows `kd`,"
+        yield ("Phases 2 and 3 alternate, so that a distilled student depends on the loss: the rows `kd`,"
                " `kd_200` and `kd_quiz` are the collaborative ones, and competitive rows are not compared"
                " with them or with `uniform`.")
     if any(record.get("learning") for record in found.records):

@@ -31,10 +31,10 @@ class Row:
 
     def losses(self, alternating, attached=False):
         """The losses of the runs that have the row. alternating: whether phases 2 and 3 take turns
-        (`released`). Then every distilled student hangs on the loss, and those that all variants are compared
-        with are the collaborative ones. attached: whether the meta-teacher's term reaches the student
-        (meta_term). With neither the loss reaches it by the policy alone, so that without a policy both
-        losses are one and the same computation."""
+        (`released`). Then every distilled student depends on the loss, and those that all variants are
+        compared with are the collaborative ones. attached: whether the meta-teacher's term reaches the
+        student (meta_term). With neither the loss reaches it by the policy alone, so that without a policy
+        both losses are one and the same computation."""
         if alternating and self.found_as.startswith("kd"):
             return LOSSES[:1]
         if self.loss is None or (self.curriculum == "main_task" and not alternating and not attached):

@@ -142,7 +142,7 @@ def count_wins(teacher, students):
 @by_content
 def chance_of_wins(teacher, students):
     """Chance of at least as many wins as were found (count_wins) if teacher and students were exchangeable:
-    their answers to each example are dealt out anew. It hangs on which of them is best in a task, not on by
+    their answers to each example are dealt out anew. It depends on which of them is best in a task, not on by
     how much, so that a spread over seeds leaves it right. Students that are more alike than that win less
     often. teacher: for each task (examples), right answers over seeds; students: such a list each."""
     from scipy.stats import permutation_test

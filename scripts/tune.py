@@ -127,7 +127,7 @@ def tune(args, more):
         scores = {value: [score_of(job, rows) for job in found] for value, found in jobs.items()}
         made += [(flag, value, job, score) for value, found in jobs.items()
                  for job, score in zip(found, scores[value], strict=True)]
-        choices[flag] = choose(scores, defaults[flag])
+        choices[flag] = choose(scores, defaults[flag], quiz)
         chosen[flag] = choices[flag]["choice"]
         print(describe(choices[flag], flag))
     path = write_rates(args, choices, made, quiz)

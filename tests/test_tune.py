@@ -16,7 +16,7 @@ from conftest import read_lines
 # --- the choice ---------------------------------------------------------------------------------------------
 
 def test_a_value_that_is_told_apart_is_chosen():
-    choice = choose({1e-5: [0.50, 0.52, 0.51], 1e-4: [0.60, 0.63, 0.62], 1e-3: [0.55, 0.57, 0.56]}, 2e-5)
+    choice = choose({1e-5: [0.50, 0.52, 0.51], 1e-4: [0.60, 0.63, 0.62], 1e-3: [0.55, 0.57, 0.56]}, 2e-5, 100)
     assert (choice["best"], choice["next"], choice["choice"]) == (1e-4, 1e-3, 1e-4) and choice["told_apart"]
     assert choice["difference"] == pytest.approx(0.0567, abs=1e-3) and choice["low"] > 0
     assert "told apart" in describe(choice, "learning_rate") and "not told" not in describe(
@@ -25,22 +25,32 @@ def test_a_value_that_is_told_apart_is_chosen():
 
 def test_of_two_that_are_not_told_apart_the_one_nearer_to_the_default_is_chosen():
     scores = {1e-5: [0.4, 0.4, 0.4], 1e-4: [0.60, 0.70, 0.50], 1e-3: [0.61, 0.69, 0.53]}
-    choice = choose(scores, 2e-5)
+    choice = choose(scores, 2e-5, 100)
     assert choice["best"] == 1e-3 and choice["choice"] == 1e-4 and not choice["told_apart"]
     assert choice["low"] < 0 < choice["high"] and "not told apart" in describe(choice, "learning_rate")
-    assert choose(scores, 1e-2)["choice"] == 1e-3
+    assert choose(scores, 1e-2, 100)["choice"] == 1e-3
 
 
-def test_one_division_tells_nothing_apart():
-    choice = choose({2e-5: [0.2], 1e-4: [0.9]}, 2e-5)
-    assert (choice["choice"] == 2e-5 and choice["low"] is None
-            and "one split" in describe(choice, "learning_rate"))
+def test_of_one_division_the_best_is_chosen():
+    """Else the default would always win, whatever was measured."""
+    choice = choose({2e-5: [0.2], 1e-4: [0.9]}, 2e-5, 100)
+    said = describe(choice, "learning_rate")
+    assert choice["choice"] == 1e-4 and choice["low"] is None and not choice["told_apart"]
+    assert "(one division, no interval): not told apart, so the best one is taken" in said
 
 
 def test_paired_interval_by_hand():
-    mean, low, high = paired_interval([0.0, 0.1, 0.2])
-    reach = 4.302653 * 0.1 / 3 ** 0.5
+    mean, low, high = paired_interval([0.0, 0.1, 0.2], 100)
+    reach = 4.302653 * 0.1 * (1 / 3 + 1 / 9) ** 0.5
     assert (mean, low, high) == pytest.approx((0.1, 0.1 - reach, 0.1 + reach), abs=1e-6)
+
+
+def test_divisions_that_agree_by_chance_tell_nothing_apart():
+    """Two that differ by as much have no spread; quiz has 25 examples."""
+    choice = choose({2e-5: [0.50, 0.60], 1e-4: [0.54, 0.64]}, 2e-5, 25)
+    assert choice["choice"] == 2e-5 and not choice["told_apart"]
+    reach = 12.706205 * (1 / 6) ** 0.5 / 25 * (1 / 2 + 1 / 9) ** 0.5
+    assert (choice["low"], choice["high"]) == pytest.approx((0.04 - reach, 0.04 + reach), abs=1e-6)
 
 
 def test_a_page_of_records(tmp_path, capsys):
@@ -51,7 +61,7 @@ def test_a_page_of_records(tmp_path, capsys):
                 for value, found in scores.items() for n, score in enumerate(found)]
 
     rates = {"2e-5": [0.5, 0.7], "1e-4": [0.9, 0.8]}
-    choice = choose({float(value): found for value, found in rates.items()}, 2e-5)
+    choice = choose({float(value): found for value, found in rates.items()}, 2e-5, 25)
     write_record(tmp_path / "rates.json", {
         "task": "CB", "encoder": {"teacher": "tiny", "student": "tiny", "nlayers": 3}, "protocol": "paper",
         "set": [], "metric": "accuracy", "quiz": 25, "splits": 2, "flags": {"teacher_learning_rate": 2e-5},
@@ -162,7 +172,7 @@ def record(encoders, tmp_path):
     sha256 = checksum_checkpoint(encoders["bert"])
 
     def write(name="rates.json", **changes):
-        choice = choose({1e-3: [0.5, 0.6], 1e-2: [0.7, 0.9]}, 2e-5)
+        choice = choose({1e-3: [0.5, 0.6], 1e-2: [0.7, 0.9]}, 2e-5, 6)
         content = {
             "task": "CB", "encoder": {
                 "teacher": "bert", "student": "bert", "teacher_sha256": sha256, "student_sha256": sha256,
@@ -204,6 +214,14 @@ def test_a_sweep_takes_the_rates_and_the_table_says_so(record, encoders, data_di
     assert "(student), not chosen on quiz." in capsys.readouterr().out
 
 
+def test_other_readings_are_compared_at_the_same_rates(record, encoders, data_dir, tmp_path, capsys):
+    words = sweep_words(encoders, data_dir, tmp_path / "runs", "--rates", str(record()), "--set",
+                        "pkd_layers=skip")
+    assert sweep.main(words) == 0
+    said = capsys.readouterr().out
+    assert "--set pkd_layers=skip" in said and " --learning_rate 0.01" in said
+
+
 @pytest.mark.parametrize(
     "changes, more, message",
     [
@@ -222,6 +240,8 @@ def test_a_sweep_takes_the_rates_and_the_table_says_so(record, encoders, data_di
             "chosen for another teacher encoder (other, sha256 0000",
         ),
         ({"protocol": "released"}, (), "chosen with --protocol released"),
+        ({}, ("--set", "padding=max_length", "pkd_layers=skip"),
+         "chosen with --set [], the sweep has ['padding=max_length']"),
         ({}, ("--learning_rate", "1e-4"), "chooses --learning_rate, which is given as well"),
     ],
 )

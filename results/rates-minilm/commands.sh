@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What made this folder, from the repository's root, at commit 6089a58: data/ and encoders/ as in
+# What made this folder, from the repository's root; the runs at commit 6089a58: data/ and encoders/ as in
 # results/table_1a-minilm. A thread a run (AMD EPYC); the seconds of two runs hold a pause of half an hour.
 set -euo pipefail
 folder=results/rates-minilm

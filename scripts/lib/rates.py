@@ -10,37 +10,42 @@ from pathlib import Path
 
 import numpy as np
 
-from arguments import parse_arguments
+from arguments import READINGS, parse_arguments
 from bookkeeping.errors import InputError
 from bookkeeping.files import json_checksum, read_record
 
 LEVEL = 0.95
+OVERLAP = 1 / 9  # examples of quiz over those of train
 RATES_FILE = "rates.json"
 
 
-def paired_interval(differences):
-    """(mean, low, high): Student's t over the splits; low and high are None with one split, which tells
-    nothing."""
+def paired_interval(differences, quiz):
+    """(mean, low, high) of differences between scores on `quiz` examples, one of each division; low and high
+    are None with one division, which has no spread. Student's t, its variance corrected for what the
+    divisions share (Nadeau and Bengio 2003, "Inference for the generalization error"), and at least that of
+    rounding two counts."""
     from scipy.stats import t
-    mean = float(np.mean(differences))
-    if len(differences) < 2:
+    mean, count = float(np.mean(differences)), len(differences)
+    if count < 2:
         return mean, None, None
-    reach = float(np.std(differences, ddof=1) / len(differences) ** 0.5
-                  * t.ppf((1 + LEVEL) / 2, len(differences) - 1))
+    variance = max(np.var(differences, ddof=1), 2 / 12 / quiz ** 2)
+    reach = float(np.sqrt(variance * (1 / count + OVERLAP)) * t.ppf((1 + LEVEL) / 2, count - 1))
     return mean, mean - reach, mean + reach
 
 
-def choose(scores, default):
-    """The choice among values of a flag. scores: {value: [score on quiz, a split each]}, in the same order of
-    splits; default: the flag's. The best mean wins if the interval of its difference to the next one lies
-    above zero; else the two are not told apart, and the one that deviates less from the default is taken (by
-    ratio; on a tie the smaller one)."""
+def choose(scores, default, quiz):
+    """The choice among values of a flag. scores: {value: [score on quiz, a division each]}, in the same order
+    of divisions; default: the flag's; quiz: its examples. The best mean wins if the interval of its
+    difference to the next one lies above zero; else the two are not told apart, and the one that deviates
+    less from the default is taken (by ratio; on a tie the smaller one). One division has no interval: the
+    best one is taken."""
     means = {value: sum(found) / len(found) for value, found in scores.items()}
     best, following = sorted(means, key=lambda value: (-means[value], distance(value, default), value))[:2]
-    mean, low, high = paired_interval([a - b for a, b in zip(scores[best], scores[following], strict=True)])
+    mean, low, high = paired_interval([a - b for a, b in zip(scores[best], scores[following], strict=True)],
+                                      quiz)
     told_apart = low is not None and low > 0
-    chosen = (best if told_apart else min((best, following), key=lambda value:
-                                          (distance(value, default), value)))
+    chosen = (best if told_apart or low is None else
+              min((best, following), key=lambda value: (distance(value, default), value)))
     return {
         "default": default, "means": [[value, means[value]] for value in scores], "best": best,
         "next": following, "difference": mean, "low": low, "high": high, "told_apart": told_apart,
@@ -57,10 +62,11 @@ def describe(choice, flag):
     """A choice in one sentence."""
     said = f"--{flag} {choice['choice']:g}: mean score on quiz " + ", ".join(
         f"{100 * mean:.1f} at {value:g}" for value, mean in choice["means"])
-    interval = "one split" if choice["low"] is None else (
+    interval = "one division, no interval" if choice["low"] is None else (
         f"95% interval {100 * choice['low']:+.1f} to {100 * choice['high']:+.1f} points")
-    why = ("told apart"
-           if choice["told_apart"] else "not told apart, so the smaller deviation from the default is taken")
+    why = ("told apart" if choice["told_apart"] else
+           "not told apart, so the best one is taken" if choice["low"] is None else
+           "not told apart, so the smaller deviation from the default is taken")
     return (
         f"{said}; {choice['best']:g} minus {choice['next']:g} {100 * choice['difference']:+.1f} ({interval}):"
         f" {why}")
@@ -83,8 +89,8 @@ def read_rates(paths):
 
 def words_of(records, task, more):
     """The words that a record adds to a run's command. more: flags of the runs that are the same for all
-    tasks. InputError where there is no record of the task, or it is of another encoder, student or protocol,
-    or a flag is given besides."""
+    tasks. InputError where there is no record of the task, or it is of another encoder, student or protocol
+    (the readings of open points aside), or a flag is given besides."""
     # here: transformers takes seconds, and only a sweep with a record needs it
     from bookkeeping.checkpoints import checksum_checkpoint, resolve_checkpoint
     if task not in records:
@@ -100,15 +106,21 @@ def words_of(records, task, more):
         if there != found:
             raise InputError(f"{where}: chosen for another {side} encoder ({record['encoder'][side]}, sha256"
                              f" {there[:16]}); that of {flag} is sha256 {found[:16]}; tune that one")
-    for name, there in (("nlayers", record["encoder"]["nlayers"]), ("protocol", record["protocol"]),
-                        ("set", record["set"])):
-        if getattr(args, name) != there:
-            raise InputError(
-                f"{where}: chosen with --{name} {there}, the sweep has {getattr(args, name)}; tune that one")
+    for name, there, here in (("nlayers", record["encoder"]["nlayers"], args.nlayers),
+                              ("protocol", record["protocol"], args.protocol),
+                              ("set", without_readings(record["set"]), without_readings(args.set))):
+        if here != there:
+            raise InputError(f"{where}: chosen with --{name} {there}, the sweep has {here}; tune that one")
     given = [flag for flag in record["flags"] if any(word.split("=")[0] == f"--{flag}" for word in more)]
     if given:
         raise InputError(f"{where}: chooses --{given[0]}, which is given as well; leave one of the two out")
     return [word for flag, value in record["flags"].items() for word in (f"--{flag}", f"{value:g}")]
+
+
+def without_readings(changes):
+    """Those of --set that are no readings of open points: what a reading does is compared at the same
+    rates."""
+    return [change for change in changes if change.split("=")[0] not in READINGS]
 
 
 def summary_beside(folder, flags):

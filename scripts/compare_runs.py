@@ -21,6 +21,7 @@ from lib.run_records import Found, check_comparable, environments_of, read_runs,
 
 from arguments import OneLineParser, with_defaults
 from bookkeeping.errors import InputError
+from bookkeeping.identity import PROVENANCE
 
 HEADER = ["task", "row", "seeds", "other", "base", *COLUMNS]
 
@@ -38,8 +39,24 @@ class Both(Found):
         side, row = name
         return self.sides[side].cell(task, row)
 
+    def comparisons(self, rows):
+        """Of the rows that both sides have; one computation is compared once, as make_tables.py does."""
+        seen, made = {}, []
+        for task in self.sides[0].tasks:
+            for row in rows:
+                found = self.comparison(task, row)
+                if not found.seeds:
+                    continue
+                made.append(found)
+                key = task, *(side.same_run(task, row) for side in self.sides)
+                if key in seen and not found.same:
+                    found.earlier = seen[key]
+                    found.same = f"{SAME} as {seen[key].what[1]}"
+                seen.setdefault(key, found)
+        return made
+
     def comparison(self, task, row):
-        """Of a row of both sides; one computation on both is marked, as make_tables.py marks it."""
+        """Of a row of both sides; one computation on both is marked."""
         made = Comparison(self, task, [(1, row)], [(0, row)], [task, label_of(row)])
         pairs = [[self.cell(task, (side, row))[seed] for side in (0, 1)] for seed in made.seeds]
         if ROWS[row].phase == "phase 4":
@@ -76,9 +93,10 @@ def differences(both):
             values = [settings.get(name, "as by default") for settings in (base, other)]
             if values[0] != values[1]:
                 texts[f"{name} ({values[0]}, {values[1]})"] = True
-    for name in ("git_commit", "cpu", "torch"):
-        values = [sorted({environment[name] for record in side.records
-                          for environment in environments_of(record) if environment.get(name)})
+    spoken = {None: "no", False: "no", True: "yes"}
+    for name in PROVENANCE:
+        values = [sorted({spoken.get(environment[name], str(environment[name])) for record in side.records
+                          for environment in environments_of(record) if name in environment})
                   for side in both.sides]
         if all(values) and values[0] != values[1]:
             texts[f"{name} ({' and '.join(values[0])}; {' and '.join(values[1])})"] = True
@@ -135,8 +153,7 @@ def compare(args):
     parts = []
     for other in others:
         both = Both(base, other)
-        made = [both.comparison(task, row) for task in base.tasks for row in args.rows]
-        made = [comparison for comparison in made if comparison.seeds]
+        made = both.comparisons(args.rows)
         if not made:
             raise InputError(f"--other {other.records[0]['run']}, ...: no row found that base has of the same"
                              " task and seed; give sides that share some")

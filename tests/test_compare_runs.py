@@ -1,4 +1,4 @@
-"""compare_runs.py: what its page says of made-up runs, and the committed page."""
+"""compare_runs.py: what its page says of made-up runs."""
 import json
 
 import pytest
@@ -64,6 +64,49 @@ def test_p_is_corrected_for_all_that_the_page_has(page):
     assert float(first["Distilled student"][place]) == pytest.approx(2 * float(alone[place]), abs=0.002)
     assert second["Distilled student"][-1] == "no difference shown"
     assert "## --set pkd_layers (as by default, skip)" in text and "for all 2 comparisons" in text
+
+
+def phase_4(curriculum="policy", right=20, **changes):
+    """A record a seed of a run of phase 4."""
+    row = "no_curriculum" if curriculum == "main_task" else "mpdistil"
+    phases = {"teacher": "t", "kd": "k", "meta_teacher": "m"}
+    return [made_up(seed=seed, curriculum=curriculum, answers={row: right}, phases=phases, **changes)
+            for seed in SEEDS]
+
+
+@pytest.mark.parametrize("change, same", [
+    ({"set": ["advantage=step_mean"]}, True), ({"flags": flags(policy_learning_rate=0.01)}, True),
+    ({"set": ["student_update=each_episode"]}, False), ({"flags": flags(val_dataloader_size=4)}, False),
+    ({"set": ["meta_term=attached"]}, False)], ids=str)
+def test_equal_answers_and_picks_are_one_computation_where_the_picks_are_all_that_differs(change, same, page):
+    """What else reaches the student makes it another one, which may well get the same examples right."""
+    code, (found,), text = page(phase_4(), phase_4(**change), more=["--rows", "mpdistil_col_binary"])
+    assert code == 0, text
+    assert found["MPDistil, collaborative + binary"][-1] == ("same run" if same else "no difference shown")
+
+
+def test_with_an_attached_state_rewards_reach_the_student(page):
+    """So does all that they come from."""
+    sides = [phase_4(set=["state_gradient=attached", *more]) for more in ([], ["advantage=step_mean"])]
+    code, (found,), text = page(*sides, more=["--rows", "mpdistil_col_binary"])
+    assert found["MPDistil, collaborative + binary"][-1] == "no difference shown", text
+
+
+def test_rows_that_are_one_computation_on_both_sides_are_compared_once(page):
+    """Without a curriculum both losses are the same run in `paper`."""
+    code, (found,), text = page(phase_4("main_task"), phase_4("main_task", flags=flags(learning_rate=1e-3)),
+                                more=["--rows", "main_task"])
+    assert code == 0 and "for all 1 comparisons" in text
+    assert found["without curriculum, collaborative"][-1] == "no difference shown"
+    assert found["without curriculum, competitive"][-1] == "same run as without curriculum, collaborative"
+
+
+def test_machines_that_differ_are_named(page):
+    base, other = side(20), side(30)
+    other = [{**record, "environment": {**record["environment"], "gpu": "H100", "git_changes": True}}
+             for record in other]
+    text = page(base, other)[2]
+    assert "## gpu (no; H100); git_changes (no; yes)\n" in text
 
 
 def test_what_cannot_be_paired_is_refused(page, tmp_path):

@@ -36,6 +36,9 @@ OF_RESULT = ("task", "protocol", "set", "loss", "reward", "curriculum", "seed", 
              "dev_labels", "rows", "seconds", "peak_memory_bytes")
 OF_NEWER_RESULT = ("kind", "metrics", "dev_mismatched_labels")  # older results, and tasks without, lack them
 OF_PHASE_4 = [name for name, row in ROWS.items() if row.phase == "phase 4"]
+# what reaches a student by the policy's picks alone (the exceptions: same_student)
+OF_THE_PICKS = {"policy_learning_rate", "meta_learning_rate", "meta_epochs", "advantage", "credit",
+                "discount_from", "reward_of", "reward_precision", "reward_weights"}
 # of the curriculum's tasks, in the order of the policy's actions
 SIGNS = string.digits + string.ascii_lowercase
 
@@ -350,15 +353,20 @@ class Found:
 
 def same_student(one, other):
     """Whether two runs of phase 4 with one seed kept the same student: up to the look that was kept they
-    trained one student on the same picks, and it gave the same answers. What is left, the reward and the
-    loss, reaches the student by the picks alone, but for state_gradient=attached and meta_term=attached.
-    Equal answers alone do not show it: two students may well get the same examples right."""
+    trained one student in one way on the same picks, and it gave the same answers. What is left, rewards,
+    losses and OF_THE_PICKS, reaches the student by the picks alone, but for state_gradient=attached and
+    meta_term=attached. Equal answers alone do not show it: two students may well get the same examples
+    right."""
     def until_kept(figures):
         record, kept = figures["record"], figures.get("episode")
-        rewards = record["rewards"][:kept] if choice_of(record, "state_gradient") == "attached" else None
-        loss = record["loss"] if choice_of(record, "meta_term") == "attached" else None
+        of_state = choice_of(record, "state_gradient") == "attached"
+        of_term = choice_of(record, "meta_term") == "attached"
+        settings = {**with_defaults(record["flags"]), **dict(
+            change.split("=", 1) for change in record["set"])}
         return (kept, example_scores(figures), record["phases"].get("kd"), figures["looks"][:kept],
-                record["actions"][:kept], rewards, loss)
+                record["actions"][:kept], record["rewards"][:kept] if of_state else None,
+                (record["loss"], record["phases"].get("meta_teacher")) if of_term else None,
+                {name: value for name, value in settings.items() if of_state or name not in OF_THE_PICKS})
 
     return until_kept(one) == until_kept(other)
 

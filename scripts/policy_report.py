@@ -4,11 +4,12 @@
     python scripts/policy_report.py runs/cb --compact policy.jsonl
     python scripts/policy_report.py policy.jsonl --output policy.md
 
-For each run, from its trajectories.jsonl: how far the logits moved, against replays of the run's own states
-and advantages with random actions (p: share of replays that moved as far); what a step's position in the
-episode and the action explain of the advantages; the probability of the main task over the episodes; every
-task's mean advantage, the position's part taken off, with its 95% interval. Runs whose actions were not the
-policy's (--curriculum uniform, main_task) have all but the first.
+For each run, from its trajectories.jsonl, beside what comes out of replays of the run's own states and
+advantages in which the policy draws its actions anew, so that the advantages say nothing of them: how far the
+logits moved, and the main task's above the others; what the action explains of the advantages besides the
+step's position in the episode; what each task adds to the advantage. And the probability of the main task
+over the episodes. Runs whose actions were not the policy's (--curriculum uniform) have no movement, and are
+compared with other draws by chance; those of --curriculum main_task have p(main) alone.
 """
 import argparse
 import json
@@ -26,8 +27,9 @@ from bookkeeping.errors import InputError
 from bookkeeping.files import read_json, read_record
 
 AGREES = 1e-3  # largest difference of a probability between a run and the replay of its own actions
-KEYS = ("run", "task", "tasks", "seed", "curriculum", "choices", "rate", "steps", "p_main", "last",
-        "position", "action", "by_task", "moved", "dev")
+LEVEL = 0.05
+KEYS = ("run", "task", "tasks", "seed", "curriculum", "choices", "rate", "settings", "steps", "p_main",
+        "last", "position", "picks", "learnt", "replays", "dev")
 
 
 def analyse(folder, replays):
@@ -35,41 +37,42 @@ def analyse(folder, replays):
     needed."""
     # here: torch and the project's own loop take seconds, and a record needs neither
     from lib import policy_analysis as analysis
-    from lib.run_records import read_lines
+    from lib.run_records import NOT_A_SETTING, encoder_of, read_lines
     way_out = f"give finished runs of main_superglue.py, or remove {folder}"
     result, args = read_record(folder / "result.json", way_out), read_json(folder / "args.json", way_out)
     args, lines = with_defaults(args), read_lines(folder / "trajectories.jsonl")
     tasks, main = args["tasks"], next(name for name in args["tasks"] if name.lower() == args["task"].lower())
+    place, of_policy = tasks.index(main), args["curriculum"] == "policy"
     credited = np.array([[tasks.index(name) for name in line["credited"]] for line in lines])
     advantages = np.array([line["advantages"] for line in lines])
-    left, position = analysis.without_position(advantages)
-    action, shuffled = analysis.share_of_actions(left, credited)
-    moved = None
-    if args["curriculum"] == "policy":
-        if "state" not in lines[0]:
+    found = None
+    if args["curriculum"] != "main_task":
+        if of_policy and "state" not in lines[0]:
             raise InputError(f"{folder}/trajectories.jsonl: no state found; older code made it, which did"
                              " not keep what a replay needs: run it again in another folder")
-        found = analysis.replays_of([line["state"] for line in lines], advantages, len(tasks),
-                                    analysis.settings_of(args), credited, replays, args["seed"])
+        states = [line["state"] for line in lines] if of_policy else None
+        found = analysis.learnt(states, advantages, len(tasks), analysis.settings_of(args), credited, place,
+                                replays, args["seed"])
         logged = np.array([line["probabilities"][0] for line in lines])
         away = float(np.abs(np.exp(found.pop("log_pis")[:-1]) - logged).max())
         if away > AGREES:
             raise InputError(f"{folder}: a replay of its own actions gives probabilities that differ from"
                              f" the logged ones by {away:.1e}, expected at most {AGREES:g}; the run was made"
                              " by code whose policy learns in another way")
-        moved = {**found, "replays": replays, "away": away}
-    place = tasks.index(main)
     row = result["rows"].get("mpdistil") or result["rows"]["no_curriculum"]
     choices = [args["protocol"], *args["set"], loss_name(Namespace(**args)), args["reward_function"]]
     return without_nan({
         "run": f"{folder.parent.name}/{folder.name}", "task": main, "tasks": tasks, "seed": args["seed"],
-        "curriculum": args["curriculum"], "reward": args["reward_function"], "choices": choices,
-        "rate": args["policy_learning_rate"], "steps": advantages.shape[1],
+        "curriculum": args["curriculum"], "choices": choices, "rate": args["policy_learning_rate"],
+        "settings": {**{name: value for name, value in sorted(args.items()) if name not in NOT_A_SETTING},
+                     "encoder": encoder_of(result)},
+        "steps": advantages.shape[1],
         "p_main": [round(float(np.mean([step[place] for step in line["probabilities"]])), 6)
                    for line in lines],
         "last": [round(float(value), 6) for value in np.mean(lines[-1]["probabilities"], axis=0)],
-        "position": position, "action": [action, shuffled],
-        "by_task": analysis.advantages_by_task(left, credited, tasks), "moved": moved,
+        "position": analysis.without_position(advantages)[1],
+        "picks": np.bincount(credited.ravel(), minlength=len(tasks)).tolist(),
+        "learnt": found, "replays": replays,
         "dev": row["dev"] and {name: row["dev"][name] for name in ("correct", "total") if name in row["dev"]}
     })
 
@@ -102,26 +105,100 @@ def read_records(path, replays):
     return records
 
 
+# --- runs that differ in their seed alone -------------------------------------------------------------------
+
+def name_of(record):
+    """What a run is, but for its seed, in words."""
+    rate = f"rate {record['rate']:g}" if record["curriculum"] == "policy" else record["curriculum"]
+    return ", ".join([record["task"], *record["choices"], rate])
+
+
+def groups_of(records):
+    """{name: records that differ in their seed alone}; the name says all in which groups differ. InputError
+    where a seed stands twice in one."""
+    groups = {}
+    for record in records:
+        key = name_of(record), json.dumps(record["settings"], sort_keys=True)
+        groups.setdefault(key, []).append(record)
+    named = {}
+    for (name, _), group in groups.items():
+        others = [there[0]["settings"] for (other, _), there in groups.items() if other == name]
+        differ = [f"{key} {value}" for key, value in group[0]["settings"].items()
+                  if any(other.get(key) != value for other in others)]
+        seeds = [record["seed"] for record in group]
+        if len(set(seeds)) < len(seeds):
+            twice = next(record for record in group if seeds.count(record["seed"]) > 1)
+            raise InputError(f"{twice['run']}: seed {twice['seed']} of these flags found twice; give each run"
+                             " once")
+        named[", ".join([name, *differ])] = group
+    return named
+
+
 # --- the page -----------------------------------------------------------------------------------------------
 
 def share(value):
     return "-" if value is None else f"{100 * value:.1f}%"
 
 
+def beside_chance(record, name, form):
+    """Three cells: a figure of the run, its range by chance, and p."""
+    figure = record["learnt"] and record["learnt"].get(name)
+    if not figure or figure["value"] is None:
+        return ["-", "-", "-"]
+    return [form(figure["value"]), f"{form(figure['low'])} to {form(figure['high'])}",
+            probability(figure["above"])]
+
+
 def movement_table(records):
-    yield ("| run | p(main): first, half, last | logits moved | replays with random actions: median"
-           " (5 to 95%) | p | position explains | action explains of the rest (shuffled) |")
-    yield "|---|---|---|---|---|---|---|"
+    yield ("| run | p(main): first, half, last | logits moved | by chance | p | main's logit above their mean"
+           " | by chance | p | position explains | action explains of the rest | by chance | p |")
+    yield "|---|" + "---|" * 11
     for record in records:
-        p_main, moved = record["p_main"], record["moved"]
+        p_main = record["p_main"]
         at = " ".join(f"{p_main[place]:.3f}" for place in (0, len(p_main) // 2, -1))
-        random = "- | - | -"
-        if moved:
-            middle, low, high = moved["random"]
-            random = (f"{moved['moved']:.4f} | {middle:.4f} ({low:.4f} to {high:.4f}) |"
-                      f" {probability(moved['p'])}")
-        yield (f"| {record['run']} | {at} | {random} | {share(record['position'])} |"
-               f" {share(record['action'][0])} ({share(record['action'][1])}) |")
+        cells = [record["run"], at, *beside_chance(record, "moved", "{:.4f}".format),
+                 *beside_chance(record, "to_main", "{:+.4f}".format), share(record["position"]),
+                 *beside_chance(record, "share", share)]
+        yield f"| {' | '.join(cells)} |"
+
+
+def group_table(records):
+    """A group of runs that differ in their seed alone a line."""
+    yield ("| runs | seeds | moved further than chance | main task's logit rose more than by chance |"
+           " p(main): first, last (by seed) | likeliest task at the end | what the main task adds |")
+    yield "|---|" + "---|" * 6
+    for name, group in groups_of(records).items():
+        first, last = (np.mean([record["p_main"][place] for record in group]) for place in (0, -1))
+        by_seed = ", ".join(f"{record['p_main'][-1]:.3f}" for record in group)
+        likeliest = "-"
+        if group[0]["curriculum"] == "policy":
+            likeliest = ", ".join(f"{record['tasks'][np.argmax(record['last'])]} {max(record['last']):.2f}"
+                                  for record in group)
+        adds = ", ".join(f"{found[0]:+.5f} (p {probability(found[3])})" for found in (
+            effect_of(record, record["task"]) for record in group) if found)
+        yield (f"| {name} | {len(group)} | {counted(group, 'moved')} | {counted(group, 'to_main')} |"
+               f" {first:.3f}, {last:.3f} ({by_seed}) | {likeliest} | {adds or '-'} |")
+
+
+def counted(group, name):
+    """In how many runs a figure is larger than by chance, and p of each."""
+    p_values = [record["learnt"][name]["above"] for record in group
+                if record["learnt"] and name in record["learnt"]]
+    if not p_values:
+        return "-"
+    said = f"p {', '.join(map(probability, p_values))}"
+    if min(record["replays"] for record in group) < 1 / LEVEL - 1:  # no p can be so small
+        return said
+    return f"{sum(p <= LEVEL for p in p_values)} of {len(p_values)} ({said})"
+
+
+def effect_of(record, task):
+    """(what a task adds to the advantage, its range by chance: low, high; p); None where nothing is known."""
+    if not record["learnt"] or task not in record["tasks"]:
+        return None
+    figure, place = record["learnt"]["effects"], record["tasks"].index(task)
+    found = [figure[key][place] for key in ("value", "low", "high", "apart")]
+    return None if None in found else found
 
 
 def task_table(records):
@@ -131,91 +208,58 @@ def task_table(records):
     for record in records:
         cells = []
         for name in names:
-            found = record["by_task"].get(name)
-            cells.append("-" if not found else f"{found[0]:+.4f} ({interval(found)}; {found[3]})")
+            found = effect_of(record, name)
+            cells.append("-" if not found else (
+                f"{found[0]:+.5f} ({found[1]:+.5f} to {found[2]:+.5f}; {probability(found[3])};"
+                f" {record['picks'][record['tasks'].index(name)]})"))
         yield f"| {record['run']} | {' | '.join(cells)} |"
-
-
-def group_table(records):
-    """A group of runs that differ in their seed alone a line."""
-    yield ("| runs | seeds | moved further than chance (p at most .05) | p(main): first, last (by seed) |"
-           " likeliest task at the end, by seed | main task's mean advantage above 0, below |")
-    yield "|---|---|---|---|---|---|"
-    for name in dict.fromkeys(map(group_of, records)):
-        group = [record for record in records if group_of(record) == name]
-        moved = [record["moved"]["p"] for record in group if record["moved"]]
-        further = "-"
-        if moved:
-            further = (f"{sum(p <= 0.05 for p in moved)} of {len(moved)}"
-                       f" (p {', '.join(map(probability, moved))})")
-        first, last = (np.mean([record["p_main"][place] for record in group]) for place in (0, -1))
-        by_seed = ", ".join(f"{record['p_main'][-1]:.3f}" for record in group)
-        likeliest = "-"
-        if moved:
-            likeliest = ", ".join(f"{record['tasks'][np.argmax(record['last'])]} {max(record['last']):.2f}"
-                                  for record in group)
-        of_main = [record["by_task"][record["task"]] for record in group]
-        known = [found for found in of_main if found and found[1] is not None]
-        yield (f"| {name} | {len(group)} | {further} | {first:.3f}, {last:.3f} ({by_seed}) | {likeliest} |"
-               f" {sum(found[1] > 0 for found in known)}, {sum(found[2] < 0 for found in known)} of"
-               f" {len(group)} |")
-
-
-def interval(found):
-    return "no interval" if found[1] is None else f"{found[1]:+.4f} to {found[2]:+.4f}"
 
 
 def page(records):
     """The report, as markdown."""
-    replays = {record["moved"]["replays"] for record in records if record["moved"]}
+    replays = "/".join(map(str, sorted({record["replays"] for record in records})))
     return "\n".join([
-        "What the policy learnt, a run a line. Logits moved: root mean square over tasks, centred. p: the"
-        f" share of {'/'.join(map(str, sorted(replays))) or 'no'} replays of the run's own states and"
-        " advantages with random actions that moved as far, the run among them.", "",
+        f"What the policy learnt, a run a line. By chance: 95% of {replays} replays of the run's own states"
+        " and advantages in which the policy draws its actions anew. p: the share of them in which the figure"
+        " is as large, the run among them; where rewards depend on earlier actions it is approximate. Logits"
+        " moved: root mean square over tasks, centred.", "",
         *movement_table(records), "",
-        "Runs that differ in the seed alone, a group a line. Above 0, below: runs in which the 95% interval"
-        " of the main task's mean advantage (next table) is.", "", *group_table(records), "",
-        "Mean advantage of each task, what the step's position explains taken off (95% interval over steps;"
-        " number of steps).", "", *task_table(records), ""])
+        f"Runs that differ in the seed alone, a group a line. Further, more: p is at most {LEVEL:g}.", "",
+        *group_table(records), "",
+        "What picking each task adds to the step's advantage, against the others in the policy's own shares"
+        " (range by chance; two-sided p; number of picks).", "", *task_table(records), ""])
 
 
 def draw(records, path):
-    """p(main) over the episodes, and the tasks' mean advantages, a run a line or mark."""
+    """p(main) over the episodes, and what each task adds: a run a line or mark, its range by chance a bar."""
     import matplotlib
 
     from lib.figures import SETTINGS
     with matplotlib.rc_context(SETTINGS):
         from matplotlib.figure import Figure
-        figure = Figure(figsize=(9, 3.4), layout="constrained")
+        figure = Figure(figsize=(9, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         names = list(dict.fromkeys(name for record in records for name in record["tasks"]))
-        groups = list(dict.fromkeys(group_of(record) for record in records))
-        for number, record in enumerate(records):
-            group = groups.index(group_of(record))
-            style = {"color": str(0.7 * group / max(1, len(groups) - 1)), "linewidth": 1,
-                     "linestyle": ("-", "--", ":", "-.")[group % 4]}
-            first = group_of(record) not in map(group_of, records[:number])
-            left.plot(np.arange(1, 1 + len(record["p_main"])), record["p_main"], **style,
-                      label=group_of(record) if first else "_")
-            for place, name in enumerate(names):
-                found = record["by_task"].get(name)
-                if found and found[1] is not None:
-                    x = place + 0.6 * (number + 0.5) / len(records) - 0.3
-                    right.errorbar([x], [found[0]], [[found[0] - found[1]], [found[2] - found[0]]], fmt=".",
-                                   color=style["color"], elinewidth=0.6)
+        groups, number = groups_of(records), 0
+        for place, (group_name, group) in enumerate(groups.items()):
+            style = {"color": str(0.7 * place / max(1, len(groups) - 1)), "linewidth": 1,
+                     "linestyle": ("-", "--", ":", "-.")[place % 4]}
+            for record in group:
+                left.plot(np.arange(1, 1 + len(record["p_main"])), record["p_main"], **style,
+                          label=group_name if record is group[0] else "_")
+                for at, name in enumerate(names):
+                    if found := effect_of(record, name):
+                        x = at + 0.6 * (number + 0.5) / len(records) - 0.3
+                        right.plot([x, x], found[1:3], color="0.8", linewidth=1.2)
+                        right.plot([x], [found[0]], ".", color=style["color"], markersize=3)
+                number += 1
         left.axhline(1 / len(records[0]["tasks"]), color="0.8", linewidth=0.6)
         left.set(xlabel="episode", ylabel="p(main task)", ylim=(0, 1))
-        left.legend(fontsize=7, frameon=False)
+        left.legend(fontsize=6, frameon=False)
         right.axhline(0, color="0.8", linewidth=0.6)
-        right.set(ylabel="mean advantage")
+        right.set(ylabel="adds to the advantage (bar: by chance)")
         right.set_xticks(range(len(names)), names, rotation=45, ha="right")
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
-def group_of(record):
-    """What runs of several seeds have in common, in words."""
-    rate = f"rate {record['rate']:g}" if record["curriculum"] == "policy" else record["curriculum"]
-    return ", ".join([record["task"], *record["choices"], rate])
 
 
 # --- the command line ---------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from scipy.stats import t
 
 from curriculum import Policy, policy_loss
 from meta_policy import apply_gradients, backward, make_optimizer
@@ -28,44 +27,29 @@ def replay(states, advantages, tasks, settings, credited=None, generator=None):
 
     credited: the run's actions, so that the replay is the run's own training; None: at every step an action
     is drawn from the replay's own policy, so that the advantages say nothing of actions. settings: seed,
-    policy_learning_rate, weight_decay, weight_decay_on, zero_grad, max_grad_norm. Returns log_pis
-    (episodes + 1, tasks): before each episode and after the last one, at that episode's state.
+    policy_learning_rate, weight_decay, weight_decay_on, zero_grad, max_grad_norm. Returns (log_pis
+    (episodes + 1, tasks): before each episode and after the last one, at that episode's state; actions
+    (episodes, steps)).
     """
     states = torch.as_tensor(np.asarray(states), dtype=torch.float32)
     advantages = torch.as_tensor(np.asarray(advantages), dtype=torch.float32)
     with torch.random.fork_rng(devices=[]):  # its weights are drawn from the seed, torch's own draw is undone
         policy = Policy(states.shape[1], tasks, settings.seed)
     optimizer = make_optimizer(policy, settings.policy_learning_rate, settings)
-    found = []
+    log_pis, drawn = [], []
     for number, state in enumerate(states):
         log_pi = policy(state[None])
-        found.append(log_pi.detach())
+        log_pis.append(log_pi.detach())
         if credited is None:
             actions = torch.multinomial(log_pi.detach().exp(), advantages.shape[1], replacement=True,
                                         generator=generator)
         else:
             actions = torch.as_tensor(credited[number])
+        drawn.append(actions)
         backward(policy_loss(advantages[number], log_pi[actions]), policy, settings.max_grad_norm)
         apply_gradients(optimizer, settings)
-    found.append(policy(states[-1:]).detach())
-    return torch.stack(found).numpy()
-
-
-def replays_of(states, advantages, tasks, settings, credited, count, seed):
-    """The run's movement against that of replays with random actions.
-
-    Returns {"moved": of the run's replay with its own actions, "random": (median, 5%, 95%) over `count`
-    replays with random actions, "p": the share of those that moved as far, the run among them, "log_pis": of
-    the replay with its own actions}.
-    """
-    own = replay(states, advantages, tasks, settings, credited)
-    moved, generator = movement(own[0], own[-1]), torch.Generator().manual_seed(seed)
-    others = []
-    for _ in range(count):
-        other = replay(states, advantages, tasks, settings, generator=generator)
-        others.append(movement(other[0], other[-1]))
-    return {"moved": moved, "random": [float(np.quantile(others, share)) for share in (0.5, 0.05, 0.95)],
-            "p": (1 + sum(value >= moved for value in others)) / (1 + count), "log_pis": own}
+    log_pis.append(policy(states[-1:]).detach())
+    return torch.stack(log_pis).numpy(), torch.stack(drawn).numpy()
 
 
 def blocks_of(episodes):
@@ -90,41 +74,77 @@ def without_position(advantages):
     return left, float(explained / total) if total else float("nan")
 
 
-def share_of_actions(left, credited, count=199, seed=0):
-    """Share of the squares that the means of each action explain, and what it is when actions are shuffled
-    among the steps of one position and block of episodes, the mean over `count` shuffles. left, credited:
+def share_of_actions(left, actions):
+    """Share of the squares of `left` that the means of each action explain; nan where there are none. Both:
     (episodes, steps)."""
-    left, credited = np.asarray(left, dtype=float), np.asarray(credited)
+    left, actions = np.asarray(left, dtype=float), np.asarray(actions)
     total = np.sum(left ** 2)
     if not total:
-        return float("nan"), float("nan")
-
-    def share(actions):
-        sums = np.bincount(actions.ravel(), weights=left.ravel())
-        counts = np.bincount(actions.ravel())
-        return float(np.sum(sums[counts > 0] ** 2 / counts[counts > 0]) / total)
-
-    generator = np.random.default_rng(seed)
-    shuffled = [share(np.concatenate([generator.permuted(credited[block], axis=0)
-                                      for block in blocks_of(len(credited))])) for _ in range(count)]
-    return share(credited), float(np.mean(shuffled))
+        return float("nan")
+    sums = np.bincount(actions.ravel(), weights=left.ravel())
+    counts = np.bincount(actions.ravel())
+    return float(np.sum(sums[counts > 0] ** 2 / counts[counts > 0]) / total)
 
 
-def advantages_by_task(left, credited, tasks):
-    """{task: (mean, low, high, steps)}: its mean advantage, that of the step's position taken off, with
-    Student's 95% interval over the steps that were credited to it. tasks: names, in the order of actions."""
-    found = {}
-    for number, name in enumerate(tasks):
-        values = np.asarray(left)[np.asarray(credited) == number]
-        if len(values) == 0:
-            found[name] = None
-            continue
-        low = high = float("nan")
-        if len(values) > 1 and np.ptp(values) > 0:
-            low, high = t.interval(0.95, len(values) - 1, values.mean(),
-                                   values.std(ddof=1) / len(values) ** 0.5)
-        found[name] = [float(values.mean()), float(low), float(high), len(values)]
-    return found
+def effects_of(left, actions, log_pis):
+    """What picking each task adds to the advantage, against the other tasks in the shares in which the
+    policy picks them: sum (1[a = k] - pi_k) left / sum pi_k (1 - pi_k), the slope of a regression on the
+    picks that chance left open. A policy that has all but settled on a task has few such picks, and the
+    plain mean of that task's advantages would be near 0. left, actions: (episodes, steps); log_pis:
+    (episodes, tasks), from which the actions were drawn. Returns (tasks); nan where none was left open."""
+    left, actions, pi = np.asarray(left, dtype=float), np.asarray(actions), np.exp(log_pis)
+    surprise = (actions[..., None] == np.arange(pi.shape[1])) - pi[:, None]
+    open_picks = actions.shape[1] * np.sum(pi * (1 - pi), axis=0)
+    return np.divide(np.einsum("est,es->t", surprise, left), open_picks,
+                     out=np.full(pi.shape[1], np.nan), where=open_picks > 1e-9)
+
+
+def figures_of(log_pis, actions, left, main):
+    """Of a training of the policy, as replay returns it: {"moved": movement of its logits, "to_main": how far
+    the main task's rose above their mean, "share": share_of_actions, "effects": effects_of}. main: number of
+    the main task."""
+    first, last = (values - values.mean() for values in (log_pis[0], log_pis[-1]))
+    return {"moved": movement(first, last), "to_main": float(last[main] - first[main]),
+            "share": share_of_actions(left, actions), "effects": effects_of(left, actions, log_pis[:-1])}
+
+
+def compare_with_chance(own, others):
+    """A figure of the run beside that of trainings whose actions were drawn by chance.
+
+    own: a number or an array; others: (replays, ...). Returns {"value", "low", "high": 2.5% and 97.5% of the
+    others, "above": (1 + those that are as large) / (1 + all), "apart": the same of the absolute values}: p
+    values of a Monte Carlo test, exact where neither advantages nor states depend on any action, one-sided
+    and two-sided. Where earlier actions alone matter they are approximate."""
+    own, others = np.asarray(own, dtype=float), np.asarray(others, dtype=float)
+    count = 1 + len(others)
+    return {"value": own.tolist(), "low": np.quantile(others, 0.025, axis=0).tolist(),
+            "high": np.quantile(others, 0.975, axis=0).tolist(),
+            "above": ((1 + np.sum(others >= own, axis=0)) / count).tolist(),
+            "apart": ((1 + np.sum(np.abs(others) >= np.abs(own), axis=0)) / count).tolist()}
+
+
+def learnt(states, advantages, tasks, settings, credited, main, count, seed):
+    """What the policy of a run learnt: its figures_of, each as compare_with_chance gives it, against `count`
+    replays with random actions, and "log_pis" (episodes + 1, tasks) of the replay with its own actions.
+    states None: the policy did not pick; then its log_pis are those of a uniform one, and figures of
+    movement are left out."""
+    left, steps = without_position(advantages)[0], np.asarray(advantages).shape
+    generator = torch.Generator().manual_seed(seed)
+    uniform = np.full((steps[0] + 1, tasks), -np.log(tasks))
+
+    def train(credited=None):
+        if states is not None:
+            return replay(states, advantages, tasks, settings, credited, generator)
+        return uniform, credited if credited is not None else torch.randint(
+            tasks, steps, generator=generator).numpy()
+
+    log_pis, actions = train(credited)
+    own, others = figures_of(log_pis, actions, left, main), []
+    for _ in range(count):
+        others.append(figures_of(*train(), left, main))
+    names = own if states is not None else ("share", "effects")
+    return {**{name: compare_with_chance(own[name], [other[name] for other in others]) for name in names},
+            "log_pis": log_pis}
 
 
 def settings_of(args):

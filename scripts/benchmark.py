@@ -47,7 +47,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from lib import ROOT, peer
 
@@ -56,6 +55,7 @@ from baselines import METHODS
 from bookkeeping.errors import InputError, TrainingError
 from bookkeeping.files import write_json
 from bookkeeping.machine import (
+    cpu_name,
     keep_freed_memory,
     peak_memory_bytes,
     resolve_precision,
@@ -70,13 +70,11 @@ from models import Encoder, FrozenEncoder, Heads, save_model
 
 PHASES = ("teacher", "kd", "meta_teacher", "mpdistil")
 SIDES = ("naive", "ours", "bare")
-COLUMN_RUNS = 6  # of phase 4, in the eleven rows: four variants, two without a curriculum
+# of phase 4, in the eleven rows: four variants, two without a curriculum, which in `paper` are one run
+COLUMN_RUNS = 6
 COLUMN_STARTS = 8  # of the program, by scripts/sweep.py: the shared phases with either loss come first
 EVALUATED = 256
 PLAIN, CLOSER = "round", "closer look"  # what a process is told to do next
-# dense, as the vendor states them
-PEAK_FLOPS = {("H100", "bf16"): 989e12, ("H200", "bf16"): 989e12, ("A100", "bf16"): 312e12,
-              ("H100", "fp32"): 67e12, ("H200", "fp32"): 67e12, ("A100", "fp32"): 19.5e12}
 
 
 # --- the usual way ------------------------------------------------------------------------------------------
@@ -356,15 +354,13 @@ class Side:
         rounds.restore({})
         for _ in range(self.count):
             tokens = 0
-            with FlopCounterMode(display=False) if rounds.told == CLOSER else nullcontext() as counter:
-                for split, indices in batches():
-                    loss_of(split, indices).backward()
-                    optimizer.step()
-                    optimizer.zero_grad()
-                    tokens += tokens_of(split, indices)
-                    rounds.consider({})
+            for split, indices in batches():
+                loss_of(split, indices).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                tokens += tokens_of(split, indices)
+                rounds.consider({})
             rounds.found["tokens"] = tokens / rounds.steps
-            rounds.found["flops"] = counter.get_total_flops() / rounds.steps if counter else None
             rounds.consider({}, at_end=True)
 
     # the phases
@@ -516,7 +512,7 @@ def measure(processes, beside, phase, own):
             process.pipe.send(PLAIN)
         together.append([process.answer() for process in beside])
     seen, together = {side: found[1:] for side, found in seen.items()}, together[1:]
-    closer = {side: processes[side].ask(CLOSER) for side in processes if side == "bare" or own.profile}
+    closer = {side: processes[side].ask(CLOSER) for side in processes if side != "bare" and own.profile}
     for process in (*processes.values(), *beside):
         process.pipe.send(PLAIN)  # there is no further round: the phase ends
     step = {side: spread([found["step_s"] for found in seen[side]]) for side in seen}
@@ -545,7 +541,6 @@ def measure(processes, beside, phase, own):
         "step_s": step,
         "evaluation_s": evaluation,
         "tokens_per_second": {side: tokens / step[side]["median"] for side in step},
-        "flops_per_step": closer["bare"]["flops"],
     }
     if beside:
         each = [max(seconds("ours", found["step_s"], found["evaluation_s"]) for found in both)
@@ -597,21 +592,9 @@ def column_of(phases, startup_s, jobs):
 
 def describe_machine(threads):
     """Where the figures come from."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor()
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    return {"platform": platform.platform(), "cpu": cpu, "cores": os.cpu_count(), "threads": threads,
+    return {"platform": platform.platform(), "cpu": cpu_name(), "cores": os.cpu_count(), "threads": threads,
             "gpu": gpu, "torch": torch.__version__}
-
-
-def peak_flops(precision):
-    """Of the GPU; None where it is not known."""
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
-    return next((flops for (name, kind), flops in PEAK_FLOPS.items()
-                 if name in gpu and kind == precision), None)
 
 
 def import_seconds():
@@ -720,10 +703,7 @@ def main():
             process.ask(None)
         methods = measure_methods(args, lambda name: Process(
             "ours", argv, f"{work}/method-{name}", own.steps, count, threads), own)
-    startup_s, peak = import_seconds() + processes["ours"].setup_s, peak_flops(args.precision)
-    for entry in phases.values():
-        reached = entry["flops_per_step"] / entry["step_s"]["ours"]["median"]
-        entry["model_flops_utilisation"] = reached / peak if peak else None
+    startup_s = import_seconds() + processes["ours"].setup_s
     whole = {f"{side}_s": startup_s + sum(entry[f"{side}_s"] for entry in phases.values())
              for side in ("naive", "ours", *["bf16"] * in_bf16)}
     column_s = column_of(phases, startup_s, own.jobs)

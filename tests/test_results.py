@@ -1,5 +1,5 @@
-"""The committed results: their pages come from their records, to the byte, and the documentation says what
-they say."""
+"""The committed results: their pages come from their records, to the byte (of PNG files: to the pixel), and
+the documentation says what they say. The files of results/timing are figures as benchmark.py printed them."""
 import importlib
 import re
 import shlex

@@ -15,12 +15,13 @@ import argparse
 import json
 import sys
 from argparse import Namespace
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from lib.commands import exit_code, put
-from lib.formats import probability
+from lib.formats import probability, span
 
 from arguments import COUNT, loss_name, with_defaults
 from bookkeeping.errors import InputError
@@ -180,6 +181,28 @@ def group_table(records):
                f" {first:.3f}, {last:.3f} ({by_seed}) | {likeliest} | {adds or '-'} |")
 
 
+def said_of(name, group):
+    """What was found of a group, as a sentence, no more than the tests carry."""
+    effects = [effect_of(record, record["task"]) for record in group]
+    parts, count, known = [], len(group), [found for found in effects if found]
+    if group[0]["curriculum"] == "policy":
+        further, toward = (sum(record["learnt"][figure]["above"] <= LEVEL for record in group)
+                           for figure in ("moved", "to_main"))
+        first, last = ([record["p_main"][place] for record in group] for place in (0, -1))
+        likeliest = Counter(record["tasks"][np.argmax(record["last"])] for record in group).most_common()
+        parts = [f"the policy moved further than by chance in {further} of {count} runs, toward the main task"
+                 f" in {toward}",
+                 f"p(main task) was {span(first, '{:.2f}'.format)} at first, {span(last, '{:.2f}'.format)} at"
+                 " the end",
+                 "likeliest at the end: " + ", ".join(f"{task} ({runs})" for task, runs in likeliest)]
+    if known:
+        above, below = (sum(p <= LEVEL and sign * value > 0 for value, _, _, p in known) for sign in (1, -1))
+        adds = span([found[0] for found in known], "{:+.5f}".format)
+        parts.append(f"picking the main task adds {adds} to a step's advantage, more than by chance in {above}"
+                     f" of {count} runs, less in {below}")
+    return f"{name}: {'; '.join(parts) or 'no choice was left'}."
+
+
 def counted(group, name):
     """In how many runs a figure is larger than by chance, and p of each."""
     p_values = [record["learnt"][name]["above"] for record in group
@@ -218,7 +241,11 @@ def task_table(records):
 def page(records):
     """The report, as markdown."""
     replays = "/".join(map(str, sorted({record["replays"] for record in records})))
+    says = [f"- {said_of(*entry)}" for entry in groups_of(records).items()]
+    if min(record["replays"] for record in records) < 1 / LEVEL - 1:
+        says = [f"No p can be at most {LEVEL:g}: give more --replays."]
     return "\n".join([
+        "What the runs say:", "", *says, "",
         f"What the policy learnt, a run a line. By chance: 95% of {replays} replays of the run's own states"
         " and advantages in which the policy draws its actions anew. p: the share of them in which the figure"
         " is as large, the run among them; where rewards depend on earlier actions it is approximate. Logits"

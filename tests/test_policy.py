@@ -174,7 +174,7 @@ def test_the_replay_of_a_run_is_the_run(runs, tmp_path, capsys):
     assert "cb/policy" in text and "| cb/chance |" in text and text.count("\n| cb/") == 6
     assert text.count("\n| CB, paper, ") == 3
     assert "\n| CB, paper, col, real, uniform | 1 | - | - | 0.333, 0.333 (0.333) | - |" in text
-    assert "0 of 1" not in text  # of 9 replays none can have a p of .05
+    assert "0 of 1" not in text and "give more --replays" in text  # of 9 replays none can have a p of .05
     assert figure.read_text().startswith("<?xml")
     # and the page again from the records alone
     again = tmp_path / "again.md"
@@ -201,6 +201,24 @@ def test_runs_are_grouped_by_all_but_the_seed(runs, tmp_path, capsys):
         ["| CB, paper, col, real, rate 0.001, num_episodes 12", "1"]]
     assert policy_report.main([str(compact), str(runs[0]), "--replays", "1"]) == 2
     assert "seed 42 of these flags found twice" in capsys.readouterr().err
+
+
+def test_what_is_said_of_runs():
+    def record(seed, p, effect, effect_p, last):
+        learnt = {name: {"value": 1.0, "low": 0.0, "high": 0.5, "above": p} for name in ("moved", "to_main")}
+        by_task = {"value": [effect, 0.0], "low": [-1e-3, 0], "high": [1e-3, 0], "apart": [effect_p, 1.0]}
+        return {"task": "CB", "tasks": ["CB", "RTE"], "seed": seed, "curriculum": "policy", "rate": 0.01,
+                "choices": ["paper", "col", "real"], "settings": {}, "p_main": [0.5, last],
+                "last": [last, 1 - last], "learnt": {**learnt, "effects": by_task}}
+
+    records = [record(1, 0.05, 0.002, 0.01, 0.9), record(2, 0.051, -0.002, 0.04, 0.2),
+               record(3, 0.01, 0.002, 0.2, 0.8)]
+    (name, group), = policy_report.groups_of(records).items()
+    assert policy_report.said_of(name, group) == (
+        "CB, paper, col, real, rate 0.01: the policy moved further than by chance in 2 of 3 runs, toward the"
+        " main task in 2; p(main task) was 0.50 at first, 0.20 to 0.90 at the end; likeliest at the end: CB (2),"
+        " RTE (1); picking the main task adds -0.00200 to +0.00200 to a step's advantage, more than by chance"
+        " in 1 of 3 runs, less in 1.")
 
 
 def test_what_a_report_cannot_use_is_refused(runs, tmp_path, capsys):

@@ -198,8 +198,8 @@ def said_of(name, group):
     if known:
         above, below = (sum(p <= LEVEL and sign * value > 0 for value, _, _, p in known) for sign in (1, -1))
         adds = span([found[0] for found in known], "{:+.5f}".format)
-        parts.append(f"picking the main task adds {adds} to a step's advantage, more than by chance in {above}"
-                     f" of {count} runs, less in {below}")
+        parts.append(f"picking the main task adds {adds} to a step's advantage, more than by chance in"
+                     f" {above} of {count} runs, less in {below}")
     return f"{name}: {'; '.join(parts) or 'no choice was left'}."
 
 

@@ -216,8 +216,8 @@ def test_what_is_said_of_runs():
     (name, group), = policy_report.groups_of(records).items()
     assert policy_report.said_of(name, group) == (
         "CB, paper, col, real, rate 0.01: the policy moved further than by chance in 2 of 3 runs, toward the"
-        " main task in 2; p(main task) was 0.50 at first, 0.20 to 0.90 at the end; likeliest at the end: CB (2),"
-        " RTE (1); picking the main task adds -0.00200 to +0.00200 to a step's advantage, more than by chance"
+        " main task in 2; p(main task) was 0.50 at first, 0.20 to 0.90 at the end; likeliest at the end: CB"
+        " (2), RTE (1); picking the main task adds -0.00200 to +0.00200 to a step's advantage, more than by chance"
         " in 1 of 3 runs, less in 1.")
 
 

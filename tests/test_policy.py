@@ -217,8 +217,8 @@ def test_what_is_said_of_runs():
     assert policy_report.said_of(name, group) == (
         "CB, paper, col, real, rate 0.01: the policy moved further than by chance in 2 of 3 runs, toward the"
         " main task in 2; p(main task) was 0.50 at first, 0.20 to 0.90 at the end; likeliest at the end: CB"
-        " (2), RTE (1); picking the main task adds -0.00200 to +0.00200 to a step's advantage, more than by chance"
-        " in 1 of 3 runs, less in 1.")
+        " (2), RTE (1); picking the main task adds -0.00200 to +0.00200 to a step's advantage, more than by"
+        " chance in 1 of 3 runs, less in 1.")
 
 
 def test_what_a_report_cannot_use_is_refused(runs, tmp_path, capsys):

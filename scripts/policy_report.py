@@ -188,12 +188,11 @@ def said_of(name, group):
     if group[0]["curriculum"] == "policy":
         further, toward = (sum(record["learnt"][figure]["above"] <= LEVEL for record in group)
                            for figure in ("moved", "to_main"))
-        first, last = ([record["p_main"][place] for record in group] for place in (0, -1))
+        first, last = (span([f"{record['p_main'][place]:.2f}" for record in group]) for place in (0, -1))
         likeliest = Counter(record["tasks"][np.argmax(record["last"])] for record in group).most_common()
         parts = [f"the policy moved further than by chance in {further} of {count} runs, toward the main task"
                  f" in {toward}",
-                 f"p(main task) was {span(first, '{:.2f}'.format)} at first, {span(last, '{:.2f}'.format)} at"
-                 " the end",
+                 f"p(main task) was {first} at first, {last} at the end",
                  "likeliest at the end: " + ", ".join(f"{task} ({runs})" for task, runs in likeliest)]
     if known:
         above, below = (sum(p <= LEVEL and sign * value > 0 for value, _, _, p in known) for sign in (1, -1))

@@ -257,13 +257,14 @@ def page(records):
 
 
 def draw(records, path):
-    """p(main) over the episodes, and what each task adds: a run a line or mark, its range by chance a bar."""
+    """p(main) over the episodes, and what each task adds: a run a line or mark, its range by chance a bar.
+    Rewards have scales of their own: what a task adds is divided by half of that range."""
     import matplotlib
 
     from lib.figures import SETTINGS
     with matplotlib.rc_context(SETTINGS):
         from matplotlib.figure import Figure
-        figure = Figure(figsize=(9, 3.8), layout="constrained")
+        figure = Figure(figsize=(9, 4.4), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         names = list(dict.fromkeys(name for record in records for name in record["tasks"]))
         groups, number = groups_of(records), 0
@@ -276,14 +277,16 @@ def draw(records, path):
                 for at, name in enumerate(names):
                     if found := effect_of(record, name):
                         x = at + 0.6 * (number + 0.5) / len(records) - 0.3
-                        right.plot([x, x], found[1:3], color="0.8", linewidth=1.2)
-                        right.plot([x], [found[0]], ".", color=style["color"], markersize=3)
+                        half = (found[2] - found[1]) / 2 or 1.0
+                        right.plot([x, x], [end / half for end in found[1:3]], color="0.85", linewidth=1.2)
+                        right.plot([x], [found[0] / half], ".", color=style["color"], markersize=4)
                 number += 1
         left.axhline(1 / len(records[0]["tasks"]), color="0.8", linewidth=0.6)
         left.set(xlabel="episode", ylabel="p(main task)", ylim=(0, 1))
-        left.legend(fontsize=6, frameon=False)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", fontsize=7,
+                      frameon=False)
         right.axhline(0, color="0.8", linewidth=0.6)
-        right.set(ylabel="adds to the advantage (bar: by chance)")
+        right.set(ylabel="adds to the advantage, over half its range by chance")
         right.set_xticks(range(len(names)), names, rotation=45, ha="right")
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 

@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from lib.formats import span
+
 import show_timing
-from conftest import ROOT
+from conftest import ROOT, read_lines
+from policy_report import effect_of, groups_of
 from test_tables import lines_of_differences, row_of, sections
 
 MARK = "# from here on without the runs"
@@ -52,12 +55,62 @@ def test_pages_come_from_the_committed_records(folder, tmp_path, monkeypatch):
         assert same, name
 
 
-@pytest.mark.parametrize("name, page", [("bf16-minilm", "TIMING.md"), ("rates-minilm", "RESULTS.md")])
+@pytest.mark.parametrize("name, page", [("bf16-minilm", "TIMING.md"), ("rates-minilm", "RESULTS.md"),
+                                        ("open_points-minilm", "RESULTS.md")])
 def test_the_documentation_has_the_tables_of_a_page(name, page):
     lines = (ROOT / "results" / name / "page.md").read_text().splitlines()
     text = (ROOT / "docs" / page).read_text()
     tables = [line for line in lines if line.startswith("| ")]
     assert tables and all(line in text for line in tables)
+
+
+def sentences_on_policies(task):
+    """What docs/RESULTS.md says of a task's policies, made from the committed records."""
+    path = ROOT / "results" / "open_points-minilm" / "policy.jsonl"
+    groups = groups_of([record for record in read_lines(path) if record["task"] == task])
+
+    def p_of(group, figure):
+        p_values = [record["learnt"][figure]["above"] for record in group]
+        return sum(p <= 0.05 for p in p_values), len(group), span(p_values, "{:.3f}".format)
+
+    def last_of(group):
+        return span([f"{record['p_main'][-1]:.2f}" for record in group])
+
+    def adds(group):
+        found = [effect_of(record, task) for record in group]
+        above = sum(p <= 0.05 and value > 0 for value, _, _, p in found)
+        return span([value for value, *_ in found], "{:+.5f}".format), above, len(found)
+
+    published, position, improvement, both = (groups[f"{task}, paper, {name}"] for name in (
+        "col, real, rate 0.001", "advantage=step_mean, col, real, rate 0.001",
+        "reward_of=improvement, col, real, rate 0.001",
+        "advantage=step_mean, reward_of=improvement, col, real, rate 0.01"))
+    further, count, p_values = p_of(published, "moved")
+    yield (f"As published the policy is not shown to learn on {task}: its logits move further than by chance"
+           f" in {further} of {count} runs (p {p_values}), and at the end it picks the main task with"
+           f" probability {last_of(published)}.")
+    further, count, p_values = p_of(position, "moved")
+    yield ("A baseline by the step's position alone (`advantage=step_mean`) does not change that: further"
+           f" than by chance in {further} of {count} runs (p {p_values}), the main task at"
+           f" {last_of(position)}.")
+    values, above, count = adds(improvement)
+    toward, _, p_values = p_of(improvement, "to_main")
+    yield ("The improvement as reward (`reward_of=improvement`) shows what the level hides: picking the main"
+           f" task adds {values} to a step's advantage, more than by chance in {above} of {count} runs, and"
+           f" the policy moves toward it in {toward} (p {p_values}), at the published rate to"
+           f" {last_of(improvement)}.")
+    toward, count, p_values = p_of(both, "to_main")
+    ends = sum(record["tasks"][np.argmax(record["last"])] == task for record in both)
+    yield (f"With both and the rate 1e-2 (`mpdistil_learning`) it ends on the main task in {ends} of {count}"
+           f" runs, at {last_of(both)}, further toward it than by chance in {toward} (p {p_values}): what it"
+           " learns is the row without curriculum.")
+
+
+@pytest.mark.parametrize("task", ["COPA"])
+def test_what_is_said_of_policies_is_what_was_found(task):
+    text = " ".join((ROOT / "docs" / "RESULTS.md").read_text().split())
+    said = list(sentences_on_policies(task))
+    assert len(said) == 4 and [sentence for sentence in said if sentence not in text] == []
 
 
 def test_the_timing_page_has_the_figures_that_were_measured(capsys):

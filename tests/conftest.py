@@ -220,10 +220,13 @@ def run_script(words, log, cwd, environment):
         signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
     os.environ.update(environment)
     os.chdir(cwd)
+    def of_the_project(path):  # the environment may lie within the project
+        return path.startswith(str(ROOT)) and not path.startswith(sys.prefix)
+
     for name, module in list(sys.modules.items()):
-        if (getattr(module, "__file__", None) or "").startswith(f"{ROOT}/"):
+        if of_the_project(getattr(module, "__file__", None) or ""):
             del sys.modules[name]
-    sys.path = [path for path in sys.path if not path.startswith(str(ROOT))]
+    sys.path = [path for path in sys.path if not of_the_project(path)]
     sys.path.insert(0, str(Path(words[0]).resolve().parent))
     sys.argv = list(words)
     runpy.run_path(words[0], run_name="__main__")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lib import formats
 from lib.commands import exit_code, put
-from lib.comparisons import COLUMNS, SAME, Comparison, correct_all
+from lib.comparisons import COLUMNS, SAME, Comparison, correct_all, mark_same
 from lib.rows import ALIASES, ROWS, find_rows, label_of
 from lib.run_records import Found, check_comparable, environments_of, read_runs, same_student, write_compact
 
@@ -39,20 +39,19 @@ class Both(Found):
         side, row = name
         return self.sides[side].cell(task, row)
 
+    def same_run(self, task, name):
+        side, row = name
+        return side, self.sides[side].same_run(task, row)
+
+    @staticmethod
+    def label_of(name):
+        return label_of(name[1])
+
     def comparisons(self, rows):
-        """Of the rows that both sides have; one computation is compared once, as make_tables.py does."""
-        seen, made = {}, []
-        for task in self.sides[0].tasks:
-            for row in rows:
-                found = self.comparison(task, row)
-                if not found.seeds:
-                    continue
-                made.append(found)
-                key = task, *(side.same_run(task, row) for side in self.sides)
-                if key in seen and not found.same:
-                    found.earlier = seen[key]
-                    found.same = f"{SAME} as {seen[key].what[1]}"
-                seen.setdefault(key, found)
+        """Of the rows that both sides have; one computation is compared once."""
+        made = [self.comparison(task, row) for task in self.sides[0].tasks for row in rows]
+        made = [comparison for comparison in made if comparison.seeds]
+        mark_same(self, made)
         return made
 
     def comparison(self, task, row):

@@ -202,6 +202,11 @@ def said_of(name, group):
     return f"{name}: {'; '.join(parts) or 'no choice was left'}."
 
 
+def too_few_replays(records):
+    """Whether no p can be as small as LEVEL."""
+    return min(record["replays"] for record in records) < 1 / LEVEL - 1
+
+
 def counted(group, name):
     """In how many runs a figure is larger than by chance, and p of each."""
     p_values = [record["learnt"][name]["above"] for record in group
@@ -209,7 +214,7 @@ def counted(group, name):
     if not p_values:
         return "-"
     said = f"p {', '.join(map(probability, p_values))}"
-    if min(record["replays"] for record in group) < 1 / LEVEL - 1:  # no p can be so small
+    if too_few_replays(group):
         return said
     return f"{sum(p <= LEVEL for p in p_values)} of {len(p_values)} ({said})"
 
@@ -241,7 +246,7 @@ def page(records):
     """The report, as markdown."""
     replays = "/".join(map(str, sorted({record["replays"] for record in records})))
     says = [f"- {said_of(*entry)}" for entry in groups_of(records).items()]
-    if min(record["replays"] for record in records) < 1 / LEVEL - 1:
+    if too_few_replays(records):
         says = [f"No p can be at most {LEVEL:g}: give more --replays."]
     return "\n".join([
         "What the runs say:", "", *says, "",

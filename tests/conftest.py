@@ -211,15 +211,15 @@ class InProcess:
         return self.returncode
 
 
-def run_script(words, log, cwd, environment):
+def run_script(words, log, cwd):
     """What a forked process does: the script as __main__, its text going to log. What this process has
     imported of the project goes, so that the script's own copy of it is read."""
     os.dup2(log, 1), os.dup2(log, 2)
     sys.stdout, sys.stderr = (open(number, "w", buffering=1, encoding="utf-8") for number in (1, 2))
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.default_int_handler if signum == signal.SIGINT else signal.SIG_DFL)
-    os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(cwd)
+
     def of_the_project(path):  # the environment may lie within the project
         return path.startswith(str(ROOT)) and not path.startswith(sys.prefix)
 
@@ -236,10 +236,10 @@ class Forked:
     """Stands for subprocess.Popen([python, script, flag, ...]): a process of its own, which is killed as any
     other is, but forked from this one, that has imported torch and transformers."""
 
-    def __init__(self, command, stdout, cwd=ROOT, **environment):
+    def __init__(self, command, stdout, cwd=ROOT):
         _, *words = map(str, command)
         self.process = multiprocessing.get_context("fork").Process(
-            target=run_script, args=(words, stdout.fileno(), cwd, environment))
+            target=run_script, args=(words, stdout.fileno(), cwd))
         self.process.start()
 
     def wait(self, seconds=None):

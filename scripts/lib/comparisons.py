@@ -139,9 +139,12 @@ def correct_all(known):
 
 
 def mark_same(found, known):
-    """Mark the Comparisons whose sides are one computation, and those that repeat an earlier one."""
+    """Mark the Comparisons whose sides are one computation, and those that repeat an earlier one; what is
+    marked already stays so."""
     seen = {}
     for comparison in known:
+        if comparison.same:
+            continue
         task = comparison.task
         first, second = (tuple(sorted({found.same_run(task, name) for name in names}))
                          for names in comparison.sides)
@@ -149,6 +152,6 @@ def mark_same(found, known):
             comparison.same = SAME
         elif (task, first, second) in seen:
             comparison.earlier = seen[task, first, second]
-            comparison.same = f"{SAME} as {' and '.join(map(label_of, first))}"
+            comparison.same = f"{SAME} as {' and '.join(map(found.label_of, first))}"
         else:
             seen[task, first, second] = comparison

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from lib.rates import summary_beside
-from lib.rows import LEARNING_SET, ROWS
+from lib.rows import LEARNING_SET, ROWS, label_of
 
 from arguments import NOT_PART_OF_THE_RUN, PROTOCOLS, with_defaults
 from bookkeeping.errors import InputError
@@ -333,6 +333,8 @@ class Found:
         """The level at each look, of each seed: [(looks)]."""
         return [np.array(figures["looks"]) / (figures["total"] if self.level(task) == "accuracy" else 1)
                 for figures in self.cell(task, name).values()]
+
+    label_of = staticmethod(label_of)
 
     def same_run(self, task, name):
         """The first row that is the same computation as this one; the row itself, if there is none before
